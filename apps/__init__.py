@@ -1,0 +1,1 @@
+"""Applications over the toolchain, one folder each; they import anything, nothing imports them."""

@@ -1,0 +1,200 @@
+"""The bundle's manifest and the header of its weights file, read strictly and written one way.
+
+NAME.bundle/
+  manifest.json               what this is; every other file with its size and hash
+  weights.bin                 64-byte header, then tensors at 64-aligned offsets
+  lib/libondevice.so          the C runtime
+  lib/libmodel_<abi>.so       the compiled program: one exported descriptor
+  include/ondevice.h          the C API
+  tokenizer/...               what the tokenizer needs
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from ondevice.bundle.descriptor import (
+    WEIGHTS_DATA_START,
+    WEIGHTS_MAGIC,
+    WEIGHTS_VERSION,
+    pack_weights_header,
+)
+from ondevice.bundle.program import WeightEntry
+from ondevice.errors import BundleError
+from ondevice.tables import Fail, read_table, write_table
+
+MANIFEST = "manifest.json"
+BUNDLE_VERSION = 1
+CHUNK_BYTES = 4 << 20  # the weights file is hashed, and may be fetched again, in such pieces
+MANIFEST_MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an application needs to know of the model."""
+
+    architecture: str
+    vocab_size: int
+    context_tokens: int
+    prefill_chunk_tokens: int
+    hidden_size: int
+    layers: int
+    kv_dtype: str
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """`file` is relative to the bundle."""
+
+    file: str
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    add_bos: bool = False  # a prompt starts with bos_token_id
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle other than the manifest and the weights."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Paths inside the bundle."""
+
+    runtime: str
+    model: str
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """The weights file: its tensors, and a hash per `chunk_bytes` of the whole file."""
+
+    path: str
+    size_bytes: int
+    chunk_bytes: int
+    chunk_sha256: tuple[str, ...]
+    tensors: tuple[WeightEntry, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    format: str  # always "ondevice-bundle"
+    format_version: int
+    name: str
+    target: str
+    variants: tuple[str, ...]  # CPU variants in libmodel, best first
+    abi_hash: str
+    model: ModelInfo
+    tokenizer: TokenizerInfo
+    libraries: Libraries
+    weights: WeightsInfo
+    files: tuple[FileEntry, ...]
+
+
+FORMAT = "ondevice-bundle"
+
+
+def print_manifest(manifest: Manifest) -> str:
+    """The one text of a manifest: sorted keys, two spaces, no dates, nothing of the machine."""
+    return json.dumps(write_table(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """The inverse of `print_manifest`; `where` names the file in messages.
+
+    Raises BundleError on anything it does not print: another version, an unknown key, a path that
+    leaves the bundle, a hash that is none.
+    """
+
+    def fail(message: str) -> BundleError:
+        return BundleError(f"{where}: {message}")
+
+    table = _parse_json(text, fail)
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise fail("this is not the manifest of an ondevice bundle")
+    if table.get("format_version") != BUNDLE_VERSION:
+        raise fail(
+            f"bundle format version {table.get('format_version')!r} is not {BUNDLE_VERSION}, the "
+            "one this ondevice reads; build the bundle again, or install the matching ondevice"
+        )
+    manifest = read_table(Manifest, table, fail)
+    _check(manifest, fail)
+    return manifest
+
+
+def parse_weights_header(header: bytes, where: str) -> tuple[str, int]:
+    """(abi_hash, data_bytes) of the first 64 bytes of a weights file. Raises BundleError."""
+    if len(header) < WEIGHTS_DATA_START:
+        raise BundleError(f"{where} is cut off inside its header; build or fetch it again")
+    magic, version, data_start, abi, data_bytes = struct.unpack("<8sII32sQ8x", header[:64])
+    if magic != WEIGHTS_MAGIC:
+        raise BundleError(f"{where} is not a weights file of ondevice")
+    if version != WEIGHTS_VERSION or data_start != WEIGHTS_DATA_START:
+        raise BundleError(
+            f"{where} has weights format version {version}, this ondevice reads {WEIGHTS_VERSION}"
+        )
+    if pack_weights_header(abi.hex(), data_bytes) != header[:64]:
+        raise BundleError(f"{where} has a damaged header; build or fetch it again")
+    return abi.hex(), data_bytes
+
+
+def _parse_json(text: str, fail: Fail) -> Any:
+    def refuse(constant: str) -> None:
+        raise fail(f"{constant} is not a number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise fail("a key occurs twice")
+        return table
+
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise fail(f"not JSON, or cut off ({error}); build or fetch the bundle again") from error
+
+
+def _check(manifest: Manifest, fail: Fail) -> None:
+    """Rules that types alone do not state."""
+    weights, paths = manifest.weights, [entry.path for entry in manifest.files]
+    for path in (weights.path, *paths):
+        if not _inside(path):
+            raise fail(f"path {path!r} is not one inside the bundle")
+    if len({weights.path, MANIFEST, *paths}) != len(paths) + 2:
+        raise fail("a path occurs twice")
+    for needed in (manifest.tokenizer.file, manifest.libraries.runtime, manifest.libraries.model):
+        if needed not in paths:
+            raise fail(f"{needed!r} is needed but not among the files")
+    for text in (manifest.abi_hash, *weights.chunk_sha256, *(f.sha256 for f in manifest.files)):
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise fail(f"{text!r} is not a SHA-256 hash")
+    _check_weights(weights, fail)
+
+
+def _check_weights(weights: WeightsInfo, fail: Fail) -> None:
+    if weights.chunk_bytes < 1 or weights.size_bytes < WEIGHTS_DATA_START:
+        raise fail("the weights' sizes make no sense")
+    if len(weights.chunk_sha256) != -(-weights.size_bytes // weights.chunk_bytes):
+        raise fail("the weights' chunk hashes do not match their size")
+    data_bytes = weights.size_bytes - WEIGHTS_DATA_START
+    for tensor in weights.tensors:
+        if tensor.offset < 0 or tensor.size_bytes < 0:
+            raise fail(f"tensor {tensor.name!r} has a negative offset or size")
+        if tensor.offset + tensor.size_bytes > data_bytes:
+            raise fail(f"tensor {tensor.name!r} ends behind the weights")
+
+
+def _inside(path: str) -> bool:
+    """Whether `path` is relative, in its shortest form, of characters every system takes."""
+    parts = path.split("/")
+    return all(re.fullmatch(r"[A-Za-z0-9._+-]+", p) and p not in (".", "..") for p in parts)

@@ -1,0 +1,147 @@
+"""Program: the launch table that one C executor walks, and all it needs to know of a model.
+
+It is static data. Sizes are `Extent`s of the step's symbols, so one table serves prefill, decode,
+batched decode and verification at any length. Nothing here names a weight's values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ondevice.dims import Extent
+from ondevice.dtypes import DType
+
+FORMAT_VERSION = 1
+KV_BLOCK_TOKENS = 32
+
+
+class Space(IntEnum):
+    """Where an argument lies."""
+
+    WEIGHTS = 0  # offset: bytes from the start of the weights' data
+    ARENA = 1  # index: slot; offset: bytes inside the slot
+    STEP = 2  # index: a StepBuffer
+    KV = 3  # the base of the pool of KV blocks
+
+
+class StepBuffer(IntEnum):
+    """What the engine prepares for each step (int32 unless said otherwise)."""
+
+    TOKENS = 0  # [S]
+    POSITIONS = 1  # [S] position of the token in its conversation
+    SEQUENCE = 2  # [S] row of the block table
+    BLOCK_TABLE = 3  # [B, block_table_width]
+    LOGIT_ROWS = 4  # [L] rows of [S] whose logits are wanted
+    LOGITS = 5  # [L, vocab_size] f32, written by the program
+    ROPE = 6  # [S, rope_dim] f32: cos of rope_dim/2 angles, then sin
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One buffer pointer handed to a kernel."""
+
+    space: Space
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A piece of the arena; its size in bytes is evaluated at each step and rounded up to 64."""
+
+    name: str
+    size_bytes: Extent
+
+
+@dataclass(frozen=True)
+class ProgramKernel:
+    """A compiled kernel: `symbol` is shared by its variants, which append their CPU variant."""
+
+    symbol: str
+    scratch_bytes: int  # per worker
+    text_sha256: str  # of its printed Kernel text: code enters the abi_hash through this
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Run `kernel` over `tasks` tasks when `min_rows <= rows <= max_rows`."""
+
+    kernel: int
+    arguments: tuple[Argument, ...]
+    scalars: tuple[Extent, ...]  # the kernel's run-time dims and scalar parameters, as int32
+    tasks: Extent
+    chunk: int  # tasks claimed at once by a worker
+    rows: Extent
+    min_rows: int
+    max_rows: int
+    barrier: bool  # all earlier launches must have finished
+    source: str  # the place in the model this comes from, e.g. "layers.3.mlp.up"
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Geometry of the paged KV pool.
+
+    A block holds 32 tokens of all layers: [layers][2][kv_heads][head_dim * 32], keys stored as
+    [head_dim][32] and values as [32][head_dim], so that one copy moves a block.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: DType
+
+    @property
+    def block_bytes(self) -> int:
+        return (
+            self.layers * 2 * self.kv_heads * self.head_dim * KV_BLOCK_TOKENS * self.dtype.bytes
+        )
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding table of a step: angle = float32(position) * inv_freq[i] in float32."""
+
+    inv_freq: tuple[float, ...]  # rope_dim / 2 float32 values
+    scale: float = 1.0  # multiplies cos and sin (YaRN's attention factor)
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """A tensor of the weights file: `offset` in bytes from the start of the data, 64-aligned."""
+
+    name: str
+    scheme: str
+    shape: tuple[int, ...]  # the true shape [N, K] or [K]
+    layout: str  # how it is packed and padded
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the executor needs; printed by `bundle.program_text`, emitted into libmodel."""
+
+    name: str
+    vocab_size: int
+    context_tokens: int
+    prefill_chunk_tokens: int  # largest S of a step
+    logit_rows: int  # largest L of a step
+    kv: KvCache
+    ropes: tuple[Rope, ...]
+    slots: tuple[Slot, ...]
+    kernels: tuple[ProgramKernel, ...]
+    launches: tuple[Launch, ...]
+    weights: tuple[WeightEntry, ...]
+    weights_bytes: int  # length of the data behind the header
+
+    @property
+    def block_table_width(self) -> int:
+        return -(-self.context_tokens // KV_BLOCK_TOKENS)
+
+    @property
+    def abi_hash(self) -> str:
+        """64 hex digits over everything above: program, kernels and weight table, not values."""
+        return hashlib.sha256(repr((FORMAT_VERSION, self)).encode()).hexdigest()

@@ -1,0 +1,297 @@
+"""Writing a bundle: all or nothing, in one pass, in memory bounded by one chunk.
+
+Everything goes to OUT.partial beside OUT, each file is flushed to the disk, and one rename makes
+it OUT. A build that is killed leaves OUT.partial behind; the next one starts it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ondevice.bundle.descriptor import WEIGHTS_DATA_START, pack_weights_header
+from ondevice.bundle.format import (
+    BUNDLE_VERSION,
+    CHUNK_BYTES,
+    FORMAT,
+    MANIFEST,
+    FileEntry,
+    Libraries,
+    Manifest,
+    ModelInfo,
+    TokenizerInfo,
+    WeightsInfo,
+    print_manifest,
+)
+from ondevice.bundle.program import WeightEntry
+from ondevice.errors import BundleError
+
+WEIGHTS_PATH = "weights.bin"
+
+
+class BundleWriter:
+    """Writes the bundle directory `out`.
+
+        with BundleWriter(out) as writer:
+            writer.add("lib/libondevice.so", data)
+            with writer.weights(abi_hash, weights_bytes) as weights:
+                for piece in pieces:
+                    weights.write(piece)
+            path = writer.finish(...)
+
+    Leaving the block without `finish` removes what was written. An `out` that exists is replaced
+    in one step, and only if it is itself a bundle. Raises BundleError, with advice where the disk
+    is full or the place cannot be written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        self._files: dict[str, FileEntry] = {}
+        self._weights: WeightsFile | None = None
+        self._lock = -1
+
+    def __enter__(self) -> BundleWriter:
+        if os.path.lexists(self.out) and not (self.out / MANIFEST).is_file():
+            raise BundleError(f"{self.out} exists and is not a bundle; move it or choose another")
+        with _advice(self.partial):
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir(exist_ok=True)
+            self._lock = _lock_directory(self.partial)
+            _empty(self.partial)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock >= 0:  # not finished
+            if self._weights is not None:
+                self._weights.close()
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self._unlock()
+
+    def add(self, path: str, data: bytes) -> None:
+        """Add a file, `path` being relative to the bundle, with "/" on every system."""
+        if path in self._files or path in (MANIFEST, WEIGHTS_PATH):
+            raise BundleError(f"{path} is already in the bundle")
+        self._write(path, data)
+        self._files[path] = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+
+    @contextlib.contextmanager
+    def weights(self, abi_hash: str, data_bytes: int) -> Iterator[WeightsFile]:
+        """The weights file, to be written front to back; `data_bytes` follow the header.
+
+        Leaving the block checks that exactly so many were written.
+        """
+        self._weights = WeightsFile(self.partial / WEIGHTS_PATH, abi_hash, data_bytes)
+        yield self._weights
+        self._weights.complete()
+
+    def finish(
+        self,
+        *,
+        name: str,
+        target: str,
+        variants: Sequence[str],
+        abi_hash: str,
+        model: ModelInfo,
+        tokenizer: TokenizerInfo,
+        libraries: Libraries,
+        tensors: Sequence[WeightEntry],
+    ) -> Path:
+        """Write the manifest and put the bundle in its place; returns its absolute path."""
+        if self._weights is None:
+            raise BundleError("a bundle needs its weights before it can be finished")
+        manifest = Manifest(
+            format=FORMAT,
+            format_version=BUNDLE_VERSION,
+            name=name,
+            target=target,
+            variants=tuple(variants),
+            abi_hash=abi_hash,
+            model=model,
+            tokenizer=tokenizer,
+            libraries=libraries,
+            weights=WeightsInfo(
+                path=WEIGHTS_PATH,
+                size_bytes=WEIGHTS_DATA_START + self._weights.data_bytes,
+                chunk_bytes=CHUNK_BYTES,
+                chunk_sha256=tuple(self._weights.chunk_sha256),
+                tensors=tuple(tensors),
+            ),
+            files=tuple(self._files[path] for path in sorted(self._files)),
+        )
+        self._write(MANIFEST, print_manifest(manifest).encode())
+        with _advice(self.partial):
+            _sync_directories(self.partial)
+            _put_in_place(self.partial, self.out)
+            _sync_directory(self.out.parent)
+        self._unlock()
+        return self.out
+
+    def _write(self, path: str, data: bytes) -> None:
+        place = self.partial / path
+        with _advice(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "xb", buffering=0) as file:
+                _write_all(file.fileno(), data)
+                os.fsync(file.fileno())
+
+    def _unlock(self) -> None:
+        os.close(self._lock)
+        self._lock = -1
+
+
+class WeightsFile:
+    """Appends to a weights file in whole chunks, hashing each one as it goes out."""
+
+    def __init__(self, path: Path, abi_hash: str, data_bytes: int) -> None:
+        self.path = path
+        self.data_bytes = data_bytes
+        self.chunk_sha256: list[str] = []
+        self._buffer = bytearray(pack_weights_header(abi_hash, data_bytes))
+        self._taken = 0
+        with _advice(path):
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    @property
+    def offset(self) -> int:
+        """Bytes of data taken so far: where the next `write` lands, as WeightEntry counts."""
+        return self._taken
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes; a NumPy array's are `array.data.cast("B")`."""
+        with memoryview(data) as view:
+            self._taken += view.nbytes
+            if self._taken > self.data_bytes:
+                raise BundleError(
+                    f"{self._taken} bytes of weights do not fit the {self.data_bytes} announced"
+                )
+            flat = view.cast("B")
+            for start in range(0, flat.nbytes, CHUNK_BYTES):
+                self._buffer += flat[start : start + CHUNK_BYTES]
+                self._drain(CHUNK_BYTES)
+
+    def pad_to(self, offset: int) -> None:
+        """Append zeros up to `offset`, at most one chunk of them."""
+        self.write(bytes(offset - self._taken))
+
+    def complete(self) -> None:
+        """Write what is left and check the length."""
+        if self._taken != self.data_bytes:
+            raise BundleError(f"{self._taken} bytes of weights written, not {self.data_bytes}")
+        self._drain(1)
+        with _advice(self.path):
+            os.fsync(self._file)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, complete or not."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _drain(self, least: int) -> None:
+        """Write out whole chunks while at least `least` bytes wait."""
+        while len(self._buffer) >= least:
+            chunk = bytes(self._buffer[:CHUNK_BYTES])
+            del self._buffer[:CHUNK_BYTES]
+            with _advice(self.path):
+                _write_all(self._file, chunk)
+            self.chunk_sha256.append(hashlib.sha256(chunk).hexdigest())
+
+
+@contextlib.contextmanager
+def _advice(place: Path) -> Iterator[None]:
+    """Turn an OSError into a BundleError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "the disk is full; free some space or choose another --out"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "this place cannot be written; choose another --out"
+        else:
+            advice = error.strerror or str(error)
+        raise BundleError(f"cannot write {place}: {advice}") from error
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """Write all of `data`: the system may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _lock_directory(directory: Path) -> int:
+    """An open descriptor that holds the lock of `directory` until it is closed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The build that held it may have renamed the directory meanwhile.
+        if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    raise BundleError(f"another build is writing {directory}; wait for it or choose another --out")
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _sync_directories(top: Path) -> None:
+    for path, _, _ in os.walk(top):
+        _sync_directory(Path(path))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; a bundle that is there already is exchanged, then removed.
+
+    Engines that have the old files open keep them until they close.
+    """
+    if not out.exists():
+        partial.rename(out)
+    elif _exchange(partial, out):
+        shutil.rmtree(partial)
+    else:
+        old = out.with_name(out.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step, where the system can (Linux); False where it cannot."""
+    at_cwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    status = renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange)
+    return bool(status == 0)

@@ -1,0 +1,52 @@
+"""`ondevice build`: compile a model into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def build(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A directory with config.json, a recipe file, or a bundled recipe's name.",
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="What to build for; the recipe's by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle directory; NAME.bundle by default.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="PATH", help="The checkpoint, in place of the recipe's."),
+    ] = None,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every stage of the build here.")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(metavar="PASS", help="Stop after this pass; needs --dump.")
+    ] = None,
+) -> None:
+    """Compile MODEL; the last line printed is the bundle directory."""
+    from ondevice.debug import Dump
+    from ondevice.recipe import load_recipe
+
+    if stop_after is not None and dump is None:
+        raise typer.BadParameter("--stop-after shows nothing without --dump DIR")
+    recipe = load_recipe(model, model=checkpoint, target=target, settings=settings or ())
+
+    from ondevice.build import build as compile_model  # imports the compiler: a good half second
+
+    place = out or Path(f"{recipe.name}.bundle")
+    sink = Dump(dump) if dump is not None else None
+    print(compile_model(recipe, place, sink, stop_after))

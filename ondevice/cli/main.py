@@ -1,0 +1,64 @@
+"""The `ondevice` command: one file per subcommand, errors as one line.
+
+Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 interrupted.
+Nothing heavy is imported here; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+from ondevice import __version__, debug
+from ondevice.cli import build, demo, inspect, run, verify
+from ondevice.errors import OndeviceError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"ondevice {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Compile a language model into an artifact for phones and laptops, and run it."""
+
+
+app.command("build")(build.build)
+app.command("run")(run.run)
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+
+
+def main() -> None:
+    """Entry point of the `ondevice` script."""
+    try:
+        debug.check_variables()
+        app()
+    except OndeviceError as error:
+        if debug.traceback():
+            raise
+        sys.exit(f"ondevice: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): leave quietly, and keep Python from flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

@@ -1,0 +1,28 @@
+"""`ondevice run`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What to continue; read from standard input by default.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same text.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="0 leaves the choice to the engine.")] = 0,
+) -> None:
+    """Print the continuation of a prompt, and nothing else, on standard output."""
+    from ondevice.cli.continuation import print_continuation
+
+    text = prompt if prompt is not None else sys.stdin.read()
+    print_continuation(bundle, text, max_tokens, temperature, seed, threads)

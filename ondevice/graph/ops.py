@@ -1,0 +1,419 @@
+"""OPS: every op a graph may hold, one frozen row each.
+
+An op is two Python functions with one signature: the first takes the types of its inputs and
+returns the type of its output, the second takes NumPy arrays and returns the array. Positional
+parameters are inputs, keyword-only parameters are attributes. The second function is the meaning
+of the op: whatever a pass or a kernel does is right when it agrees with it.
+
+Shape letters: S query tokens, L rows whose logits are wanted, B rows of the block table, W its
+width, P blocks of the KV pool, H heads, G key/value heads, D head_dim, K and N features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ondevice.bundle.program import KV_BLOCK_TOKENS
+from ondevice.dims import Extent
+from ondevice.dtypes import DType, f32, i32
+from ondevice.errors import GraphError, nearest
+from ondevice.graph.graph import Attr, Attrs, TensorType
+
+Array = npt.NDArray[Any]
+
+ATTR_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One op. `infer` and `reference` have the same signature, over types and over arrays.
+
+    `elementwise` ops compute each element of their result from the same element of one input (and
+    from broadcast rows or columns of the others), so they can be fused into an anchor. `state` is
+    the name of the input that the op consumes and returns changed ("" for pure ops).
+    """
+
+    name: str
+    infer: Callable[..., TensorType]
+    reference: Callable[..., Array]
+    elementwise: bool = False
+    state: str = ""
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        parameters = inspect.signature(self.infer).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+
+    @cached_property
+    def attrs(self) -> dict[str, type]:
+        """Names and types of the attributes, in order."""
+        parameters = inspect.signature(self.infer).parameters.values()
+        return {p.name: ATTR_TYPES[p.annotation] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def infer_type(self, inputs: Sequence[TensorType], attrs: Attrs) -> TensorType:
+        """The type of the result. Raises GraphError where inputs or attributes do not fit."""
+        if len(inputs) != len(self.inputs):
+            wanted = ", ".join(self.inputs)
+            raise GraphError(f"{self.name} takes ({wanted}), not {len(inputs)} inputs")
+        self._check_attrs(attrs)
+        return self.infer(*inputs, **dict(attrs))
+
+    def _check_attrs(self, attrs: Attrs) -> None:
+        given: Mapping[str, Attr] = dict(attrs)
+        for name, value in attrs:
+            if name not in self.attrs:
+                hint = nearest(name, self.attrs)
+                raise GraphError(f"{self.name} has no attribute {name!r}{hint}")
+            # `type(...) is` on purpose: True is an int to isinstance, and 1 is not a float.
+            if type(value) is not self.attrs[name]:
+                wanted = self.attrs[name].__name__
+                raise GraphError(f"{self.name}: attribute {name}={value!r} must be {wanted}")
+        missing = [name for name in self.attrs if name not in given]
+        if missing:
+            raise GraphError(f"{self.name} lacks the attribute {', '.join(missing)}")
+        if len(given) != len(attrs):
+            raise GraphError(f"{self.name} has an attribute given twice")
+
+
+# ---------------------------------------------------------------------------------------------
+# What type rules check.
+
+
+def _tensor(name: str, type_: TensorType, kind: str, rank: int) -> tuple[Extent, ...]:
+    """The shape of `type_`, which must have this kind of elements and this rank."""
+    if type_.dtype.kind != kind or len(type_.shape) != rank:
+        raise GraphError(f"{name} must be {kind} of rank {rank}, not {type_}")
+    return type_.shape
+
+
+def _activation(name: str, type_: TensorType, rank: int = 2) -> tuple[Extent, ...]:
+    """The shape of a value computed in the step: plain float32."""
+    if type_.dtype != f32 or type_.scheme or len(type_.shape) != rank:
+        raise GraphError(f"{name} must be plain f32 of rank {rank}, not {type_}")
+    return type_.shape
+
+
+def _indices(name: str, type_: TensorType, rank: int = 1) -> tuple[Extent, ...]:
+    if type_.dtype != i32 or len(type_.shape) != rank:
+        raise GraphError(f"{name} must be i32 of rank {rank}, not {type_}")
+    return type_.shape
+
+
+def _equal(what: str, left: object, right: object) -> None:
+    if left != right:
+        raise GraphError(f"{what}: {left} is not {right}")
+
+
+def _f32(*shape: int | str | Extent) -> TensorType:
+    return TensorType.of(f32, *shape)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows and products.
+
+
+def infer_embed(tokens: TensorType, table: TensorType) -> TensorType:
+    (rows,) = _indices("tokens", tokens)
+    _, features = _tensor("table", table, "float", 2)
+    return _f32(rows, features)
+
+
+def embed(tokens: Array, table: Array) -> Array:
+    """`table[tokens]`: i32[S], [V, K] -> f32[S, K]."""
+    return table[tokens]
+
+
+def infer_select_rows(x: TensorType, rows: TensorType) -> TensorType:
+    _, features = _activation("x", x)
+    (count,) = _indices("rows", rows)
+    return _f32(count, features)
+
+
+def select_rows(x: Array, rows: Array) -> Array:
+    """`x[rows]`: f32[S, K], i32[L] -> f32[L, K]."""
+    return x[rows]
+
+
+def infer_matmul(x: TensorType, weight: TensorType) -> TensorType:
+    rows, inner = _activation("x", x)
+    features, weight_inner = _tensor("weight", weight, "float", 2)
+    _equal("inner sizes of matmul", inner, weight_inner)
+    return _f32(rows, features)
+
+
+def matmul(x: Array, weight: Array) -> Array:
+    """`y[s, n] = sum_k x[s, k] * weight[n, k]`: f32[S, K], [N, K] -> f32[S, N]."""
+    return x @ weight.T
+
+
+# ---------------------------------------------------------------------------------------------
+# Elementwise ops.
+
+
+def infer_same(x: TensorType, y: TensorType) -> TensorType:
+    _activation("x", x, len(x.shape))
+    _equal("operand types", x, y)
+    return x
+
+
+def add(x: Array, y: Array) -> Array:
+    """`x + y`, equal shapes."""
+    return x + y
+
+
+def mul(x: Array, y: Array) -> Array:
+    """`x * y`, equal shapes."""
+    return x * y
+
+
+def infer_silu(x: TensorType) -> TensorType:
+    _activation("x", x, len(x.shape))
+    return x
+
+
+def silu(x: Array) -> Array:
+    """`x * sigmoid(x)` (arXiv 1702.03118)."""
+    with np.errstate(over="ignore"):  # exp(-x) = inf for very negative x gives the right limit, -0
+        return x / (1 + np.exp(-x))
+
+
+def infer_add_bias(x: TensorType, bias: TensorType) -> TensorType:
+    _, features = _activation("x", x)
+    _equal("length of the bias", _tensor("bias", bias, "float", 1), (features,))
+    return x
+
+
+def add_bias(x: Array, bias: Array) -> Array:
+    """`y[s, n] = x[s, n] + bias[n]`: f32[S, N], [N] -> f32[S, N]."""
+    return x + bias
+
+
+def infer_normalize(x: TensorType, scale: TensorType, weight: TensorType) -> TensorType:
+    rows, features = _activation("x", x)
+    _equal("length of the scale", _activation("scale", scale, 1), (rows,))
+    _equal("length of the weight", _tensor("weight", weight, "float", 1), (features,))
+    return x
+
+
+def normalize(x: Array, scale: Array, weight: Array) -> Array:
+    """`y[s, k] = (x[s, k] * scale[s]) * weight[k]`: f32[S, K], f32[S], [K] -> f32[S, K]."""
+    return (x * scale[:, None]) * weight
+
+
+# ---------------------------------------------------------------------------------------------
+# Root mean square norm (arXiv 1910.07467), whole and as its reduction.
+
+
+def infer_rms_scale(x: TensorType, *, eps: float) -> TensorType:
+    rows, _ = _activation("x", x)
+    return _f32(rows)
+
+
+def rms_scale(x: Array, *, eps: float) -> Array:
+    """`1 / sqrt(mean_k(x[s, k]^2) + eps)`: f32[S, K] -> f32[S]."""
+    mean = np.mean(x * x, axis=-1, dtype=np.float32)
+    scale: Array = np.float32(1) / np.sqrt(mean + np.float32(eps))
+    return scale
+
+
+def infer_rmsnorm(x: TensorType, weight: TensorType, *, eps: float) -> TensorType:
+    return infer_normalize(x, infer_rms_scale(x, eps=eps), weight)
+
+
+def rmsnorm(x: Array, weight: Array, *, eps: float) -> Array:
+    """`normalize(x, rms_scale(x), weight)`: f32[S, K], [K] -> f32[S, K]."""
+    return normalize(x, rms_scale(x, eps=eps), weight)
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention over a paged cache.
+
+
+def infer_rope(x: TensorType, rope: TensorType, *, heads: int, head_dim: int) -> TensorType:
+    rows, features = _activation("x", x)
+    _equal("features of x", features, Extent.of(heads * head_dim))
+    _equal("shape of the rope table", _activation("rope", rope), (rows, Extent.of(head_dim)))
+    if head_dim % 2:
+        raise GraphError(f"rope needs an even head_dim, not {head_dim}")
+    return x
+
+
+def rope(x: Array, rope: Array, *, heads: int, head_dim: int) -> Array:
+    """Rotate each head's pairs (i, i + D/2): f32[S, H*D], f32[S, D] -> f32[S, H*D].
+
+    `rope[s]` is cos of D/2 angles, then sin of them. The pairing is Hugging Face's "half-split"
+    form of rotary embeddings (arXiv 2104.09864).
+    """
+    x = x.reshape(len(x), heads, head_dim)
+    left, right = np.split(x, 2, axis=-1)
+    cos, sin = np.split(rope[:, None, :], 2, axis=-1)
+    rotated = np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return rotated.reshape(len(x), heads * head_dim)
+
+
+def _kv_shape(kv: TensorType, layer: int) -> tuple[int, int]:
+    """(G, D) of a pool `float[P, layers, 2, G, D * 32]` that has the layer."""
+    _, layers, pair, kv_heads, block = _tensor("kv", kv, "float", 5)
+    sizes = layers.static, pair.static, kv_heads.static, block.static
+    if None in sizes or sizes[1] != 2 or (sizes[3] or 0) % KV_BLOCK_TOKENS:
+        raise GraphError(f"kv must be [P, layers, 2, kv_heads, head_dim * 32], not {kv}")
+    if not 0 <= layer < (sizes[0] or 0):
+        raise GraphError(f"layer {layer} does not exist in {kv}")
+    return sizes[2] or 0, (sizes[3] or 0) // KV_BLOCK_TOKENS
+
+
+def _kv_views(kv: Array, layer: int) -> tuple[Array, Array]:
+    """Views of one layer of the pool: keys [P, G, D, 32] and values [P, G, 32, D]."""
+    blocks, layers, _, kv_heads, block = kv.shape
+    head_dim = block // KV_BLOCK_TOKENS
+    keys = kv.reshape(blocks, layers, 2, kv_heads, head_dim, KV_BLOCK_TOKENS)
+    values = kv.reshape(blocks, layers, 2, kv_heads, KV_BLOCK_TOKENS, head_dim)
+    return keys[:, layer, 0], values[:, layer, 1]
+
+
+def _addressing(
+    rows: Extent, positions: TensorType, sequence: TensorType, block_table: TensorType
+) -> None:
+    _equal("length of positions", _indices("positions", positions), (rows,))
+    _equal("length of sequence", _indices("sequence", sequence), (rows,))
+    _indices("block_table", block_table, 2)
+
+
+def infer_kv_write(
+    kv: TensorType,
+    k: TensorType,
+    v: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    block_table: TensorType,
+    *,
+    layer: int,
+) -> TensorType:
+    kv_heads, head_dim = _kv_shape(kv, layer)
+    rows, features = _activation("k", k)
+    _equal("types of k and v", k, v)
+    _equal("features of k", features, Extent.of(kv_heads * head_dim))
+    _addressing(rows, positions, sequence, block_table)
+    return kv
+
+
+def kv_write(
+    kv: Array,
+    k: Array,
+    v: Array,
+    positions: Array,
+    sequence: Array,
+    block_table: Array,
+    *,
+    layer: int,
+) -> Array:
+    """Store each token's key and value where the block table puts its position.
+
+    kv[P, layers, 2, G, D*32], k and v f32[S, G*D], positions and sequence i32[S],
+    block_table i32[B, W] -> kv. Token t of a block holds its key's element d at d*32 + t and its
+    value's element d at t*D + d.
+    """
+    kv = kv.copy()
+    keys, values = _kv_views(kv, layer)
+    for s, position in enumerate(positions):
+        block = block_table[sequence[s], position // KV_BLOCK_TOKENS]
+        t = position % KV_BLOCK_TOKENS
+        keys[block, :, :, t] = k[s].reshape(keys.shape[1:3])
+        values[block, :, t, :] = v[s].reshape(keys.shape[1:3])
+    return kv
+
+
+def infer_attention(
+    q: TensorType,
+    kv: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    block_table: TensorType,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> TensorType:
+    rows, features = _activation("q", q)
+    _equal("features of q", features, Extent.of(heads * head_dim))
+    _equal("(kv_heads, head_dim) of kv", _kv_shape(kv, layer), (kv_heads, head_dim))
+    if heads % kv_heads:
+        raise GraphError(f"{heads} heads cannot share {kv_heads} kv_heads evenly")
+    _addressing(rows, positions, sequence, block_table)
+    return q
+
+
+def attention(
+    q: Array,
+    kv: Array,
+    positions: Array,
+    sequence: Array,
+    block_table: Array,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> Array:
+    """Causal grouped-query attention (arXiv 2305.13245) of each token to its own conversation.
+
+    The token at position p attends to cached positions 0..p through its row of the block table.
+    q f32[S, H*D], kv[P, layers, 2, G, D*32], positions and sequence i32[S],
+    block_table i32[B, W] -> f32[S, H*D].
+    """
+    q = q.reshape(len(q), heads, head_dim)
+    out = np.empty_like(q)
+    keys, values = (view.astype(np.float32) for view in _kv_views(kv, layer))
+    for s, position in enumerate(positions):
+        cached = np.arange(position + 1)
+        blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
+        tokens = cached % KV_BLOCK_TOKENS
+        for head in range(heads):
+            g = head // (heads // kv_heads)
+            scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
+            weights = np.exp(scores - scores.max())
+            out[s, head] = (weights / weights.sum()) @ values[blocks, g, tokens]
+    return out.reshape(len(q), heads * head_dim)
+
+
+OPS: dict[str, OpDef] = {
+    op.name: op
+    for op in (
+        OpDef("embed", infer_embed, embed),
+        OpDef("select_rows", infer_select_rows, select_rows),
+        OpDef("matmul", infer_matmul, matmul),
+        OpDef("rmsnorm", infer_rmsnorm, rmsnorm),
+        OpDef("rms_scale", infer_rms_scale, rms_scale),
+        OpDef("normalize", infer_normalize, normalize, elementwise=True),
+        OpDef("add", infer_same, add, elementwise=True),
+        OpDef("mul", infer_same, mul, elementwise=True),
+        OpDef("silu", infer_silu, silu, elementwise=True),
+        OpDef("add_bias", infer_add_bias, add_bias, elementwise=True),
+        OpDef("rope", infer_rope, rope),
+        OpDef("kv_write", infer_kv_write, kv_write, state="kv"),
+        OpDef("attention", infer_attention, attention),
+    )
+}
+
+
+def op_named(name: str) -> OpDef:
+    """The row of OPS. Raises GraphError with the nearest name."""
+    if name not in OPS:
+        raise GraphError(f"unknown op {name!r}{nearest(name, OPS)}")
+    return OPS[name]
+
+
+def kv_type(layers: int, kv_heads: int, head_dim: int, dtype: DType = f32) -> TensorType:
+    """The type of the pool of KV blocks: `dtype[P, layers, 2, kv_heads, head_dim * 32]`."""
+    return TensorType.of(dtype, "P", layers, 2, kv_heads, head_dim * KV_BLOCK_TOKENS)

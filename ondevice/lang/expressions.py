@@ -1,0 +1,341 @@
+"""From syntax to typed expressions: names, operators, intrinsics and memory.
+
+`Expressions` is the half of the specializer that evaluates. A syntax node evaluates to a `Value`:
+a literal or typed expression, or something that exists only at compile time (a buffer, a register
+array, an element type, a function). Where Python would evaluate a part conditionally and the part
+could fault, it becomes an `If`; else a `select`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondevice.dtypes import DTYPES, DType
+from ondevice.errors import KernelError, nearest
+from ondevice.lang import check
+from ondevice.lang.check import Mismatch, Operand, adapt, is_number, static_int, typed, unify
+from ondevice.lang.dsl import InlineFunction
+from ondevice.lang.intrinsics import INTRINSICS, Intrinsic, dtype_of, lane_count, operand
+from ondevice.lang.kernel_ir import (
+    Assign,
+    Buffer,
+    Const,
+    Expr,
+    If,
+    Load,
+    Op,
+    Stmt,
+    Type,
+    Var,
+    can_trap,
+    has_load,
+)
+from ondevice.lang.memory import build_load, build_store
+from ondevice.lang.parse import Source
+
+
+@dataclass(frozen=True)
+class RegisterArray:
+    """`registers(init, *dims)`: one variable per place."""
+
+    type: Type
+    names: dict[tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A step of a Chain and the kernel buffers of its buffer parameters."""
+
+    function: InlineFunction
+    buffers: dict[str, Buffer]
+
+
+@dataclass(frozen=True)
+class BoundHole:
+    steps: tuple[BoundStep, ...]
+
+
+Value = Operand | Buffer | RegisterArray | DType | Intrinsic | InlineFunction | BoundHole | None
+
+
+@dataclass
+class Frame:
+    """The names of one function body while it is expanded; inner scopes come last."""
+
+    source: Source
+    scopes: list[dict[str, Value]] = field(default_factory=lambda: [{}])
+
+    def find(self, name: str) -> dict[str, Value] | None:
+        return next((s for s in reversed(self.scopes) if name in s), None)
+
+
+_OPERATORS: dict[type[ast.AST], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
+    ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>",
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+}  # fmt: skip
+
+
+def symbol_of(node: ast.AST) -> str:
+    """The source form of an operator node."""
+    return _OPERATORS[type(node)]
+
+
+@functools.cache
+def signature_of(body: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(body)
+
+
+class Expressions:
+    """Evaluates syntax in `frame`, emitting what must run first into `block`."""
+
+    def __init__(self) -> None:
+        self.frame: Frame
+        self.block: list[Stmt] = []
+        self.scratch: list[Buffer] = []
+        self.used: dict[str, int] = {}
+        self.fixed: set[str] = set()  # loop and task variables, scalars: never assigned
+        self.pending_loads = 0  # loads that the current statement has evaluated, but not yet run
+        self.stores = 0
+
+    def expand_call(self, function: InlineFunction, node: ast.Call) -> Value:
+        raise NotImplementedError
+
+    def expand_hole(self, hole: BoundHole, node: ast.Call) -> Value:
+        raise NotImplementedError
+
+    def error(self, node: ast.AST, message: str) -> KernelError:
+        return self.frame.source.error(node, message)
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name_1`, `name_2`... where it is taken."""
+        while name in self.used:
+            self.used[name] += 1
+            candidate = f"{name}_{self.used[name]}"
+            if candidate not in self.used:
+                name = candidate
+        self.used[name] = 0
+        return name
+
+    def declare(self, name: str, value: Expr) -> Var:
+        """A new variable that starts as `value`."""
+        var = Var(value.type, self.fresh(name))
+        self.block.append(Assign(var.name, value))
+        return var
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def evaluate(self, node: ast.expr) -> Value:
+        """The value of a syntax node; KernelError with a caret where a type rule is broken."""
+        try:
+            match node:
+                case ast.Constant(value=bool() | int() | float() as number):
+                    return number
+                case ast.Name(id=name):
+                    return self.lookup(name)
+                case ast.BinOp(left=left, op=op, right=right):
+                    a, b = self.operand(left), self.operand(right)
+                    return check.binary(symbol_of(op), a, b)
+                case ast.Compare(left=left, ops=[op], comparators=[right]):
+                    a, b = self.operand(left), self.operand(right)
+                    return check.compare(symbol_of(op), a, b)
+                case ast.UnaryOp(op=ast.USub(), operand=inner):
+                    return check.negate(self.operand(inner))
+                case ast.UnaryOp(op=ast.Not(), operand=inner):
+                    return check.logical_not(self.operand(inner))
+                case ast.BoolOp(op=op, values=values):
+                    return self.logical("and" if isinstance(op, ast.And) else "or", values)
+                case ast.IfExp():
+                    return self.choose(node)
+                case ast.Subscript():
+                    return self.read_subscript(node)
+                case ast.Call():
+                    return self.call(node)
+                case ast.Compare():
+                    raise Mismatch("chained comparisons are not supported in kernels")
+            raise Mismatch("this construct is not supported in kernels here")
+        except Mismatch as error:
+            raise self.error(node, str(error)) from None
+
+    def operand(self, node: ast.expr) -> Operand:
+        value = self.evaluate(node)
+        if isinstance(value, (bool, int, float)):
+            return value
+        if not isinstance(value, Expr):
+            raise self.error(node, "a value is wanted here")
+        return value
+
+    def lookup(self, name: str) -> Value:
+        scope = self.frame.find(name)
+        if scope is not None:
+            return scope[name]
+        found = self.frame.source.globals.get(name)
+        if isinstance(found, (bool, int, float, InlineFunction)):
+            return found
+        if name in INTRINSICS:
+            return INTRINSICS[name]
+        if isinstance(found, DType) or name in DTYPES:
+            return dtype_of(found or DTYPES[name])
+        known = [*INTRINSICS, *(n for s in self.frame.scopes for n in s)]
+        raise Mismatch(f"unknown name {name!r}" + nearest(name, known).split(" known:")[0])
+
+    def call(self, node: ast.Call) -> Value:
+        function = self.evaluate(node.func)
+        if isinstance(function, InlineFunction):
+            return self.expand_call(function, node)
+        if isinstance(function, BoundHole):
+            return self.expand_hole(function, node)
+        if not isinstance(function, Intrinsic):
+            raise Mismatch("only intrinsics, @inline functions and holes can be called")
+        if function.name == "load":
+            return self.load(node)
+        if function.build is None:
+            raise Mismatch(f"{function.name}(...) cannot stand here")
+        arguments = [self.evaluate(a) for a in node.args]
+        keywords = {k.arg or "**": self.evaluate(k.value) for k in node.keywords}
+        try:
+            bound = signature_of(function.body).bind(*arguments, **keywords)
+        except TypeError as error:
+            raise Mismatch(f"{function.name}: {error}") from None
+        return function.build(*bound.args)
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def buffer(self, node: ast.expr) -> Buffer:
+        value = self.evaluate(node)
+        if not isinstance(value, Buffer):
+            raise self.error(node, "a buffer is wanted here")
+        return value
+
+    def keywords(self, node: ast.Call, *allowed: str) -> dict[str, Value]:
+        for k in node.keywords:
+            if k.arg not in allowed:
+                raise self.error(k.value, f"unknown keyword {k.arg!r}; allowed: {', '.join(allowed)}")
+        return {str(k.arg): self.evaluate(k.value) for k in node.keywords}
+
+    def load(self, node: ast.Call) -> Load:
+        """`load(buffer, *indices, lanes=16, count=None, as_=None)`."""
+        if not node.args:
+            raise Mismatch("load needs a buffer")
+        buffer = self.buffer(node.args[0])
+        indices = [self.operand(a) for a in node.args[1:]]
+        options = self.keywords(node, "lanes", "count", "as_")
+        lanes = lane_count(options.get("lanes", 16))
+        count = operand(options["count"]) if "count" in options else None
+        as_ = dtype_of(options["as_"]) if "as_" in options else None
+        self.pending_loads += 1
+        return build_load(buffer, indices, lanes, count, as_)
+
+    def store(self, node: ast.Call) -> None:
+        """`store(buffer, *indices, value, count=None)` as a statement."""
+        if len(node.args) < 3:
+            raise Mismatch("store needs a buffer, indices and a value")
+        buffer = self.buffer(node.args[0])
+        *indices, value = (self.operand(a) for a in node.args[1:])
+        options = self.keywords(node, "count")
+        count = operand(options["count"]) if "count" in options else None
+        self.block.append(build_store(buffer, indices, value, count))
+        self.stores += 1
+
+    def subscript(self, node: ast.Subscript) -> tuple[Buffer | RegisterArray, list[Operand]]:
+        target = self.evaluate(node.value)
+        if not isinstance(target, (Buffer, RegisterArray)):
+            raise self.error(node, "only buffers and registers can be indexed")
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return target, [self.operand(p) for p in parts]
+
+    def read_subscript(self, node: ast.Subscript) -> Expr:
+        return self.read_place(*self.subscript(node))
+
+    def read_place(self, target: Buffer | RegisterArray, indices: list[Operand]) -> Expr:
+        if isinstance(target, RegisterArray):
+            return Var(target.type, register_name(target, indices))
+        self.pending_loads += 1
+        return build_load(target, indices, 1)
+
+    def write_place(
+        self, target: Buffer | RegisterArray, indices: list[Operand], value: Operand
+    ) -> None:
+        if isinstance(target, RegisterArray):
+            name = register_name(target, indices)
+            self.block.append(Assign(name, adapt(value, target.type)))
+            return
+        expr = adapt(value, Type(target.dtype))
+        self.block.append(build_store(target, indices, expr))
+        self.stores += 1
+
+    # --- conditional parts -----------------------------------------------------------------------
+
+    def capture(self, node: ast.expr) -> tuple[list[Stmt], Operand]:
+        """Evaluate `node` aside: what it emits, and its value."""
+        outer, self.block = self.block, []
+        value = self.operand(node)
+        emitted, self.block = self.block, outer
+        return emitted, value
+
+    def choose(self, node: ast.IfExp) -> Value:
+        """`a if condition else b`; a compile-time condition leaves only one side."""
+        test = self.operand(node.test)
+        known = check.static_number(test)
+        if known is not None:
+            return self.evaluate(node.body if known else node.orelse)
+        condition = check.condition(test)
+        first, a = self.capture(node.body)
+        second, b = self.capture(node.orelse)
+        x, y = unify("if ... else", (a, b))
+        if not (first or second or can_trap(x) or can_trap(y)):
+            return Op(x.type, "select", (condition, x, y))
+        return self.branch(condition, (first, x), (second, y))
+
+    def branch(
+        self, condition: Expr, then: tuple[list[Stmt], Expr], orelse: tuple[list[Stmt], Expr]
+    ) -> Var:
+        """A variable set in one of two branches."""
+        zero = Const(then[1].type, check.zero(then[1].type.dtype))
+        var = self.declare("choice", zero)
+        blocks = [(*block, Assign(var.name, value)) for block, value in (then, orelse)]
+        self.block.append(If(condition, blocks[0], blocks[1]))
+        return var
+
+    def logical(self, name: str, nodes: list[ast.expr]) -> Operand:
+        """`and` / `or`, left to right; stops where Python would."""
+        left = self.operand(nodes[0])
+        for node in nodes[1:]:
+            known = check.static_number(left)
+            if known is not None:
+                if bool(known) == (name == "or"):
+                    return left
+                left = self.operand(node)
+                continue
+            condition = check.condition(left)
+            emitted, right = self.capture(node)
+            other = check.condition(right)
+            if not emitted and not can_trap(other):
+                left = check.logical(name, condition, other)
+            else:
+                default: tuple[list[Stmt], Expr] = ([], Const(condition.type, name == "or"))
+                sides = ((emitted, other), default) if name == "and" else (default, (emitted, other))
+                left = self.branch(condition, *sides)
+        return left if is_number(left) else check.condition(left)
+
+    def settle(self, name: str, value: Value) -> Value:
+        """Make a loaded or computed value a variable, so that it is evaluated once and now."""
+        if isinstance(value, (Op, Load)):
+            return self.declare(name, value)
+        return value
+
+
+def register_name(array: RegisterArray, indices: list[Operand]) -> str:
+    """The variable behind `array[indices]`."""
+    place = tuple(static_int(i, "an index of registers") for i in indices)
+    if place not in array.names:
+        raise Mismatch(f"registers index {list(place)} is out of range")
+    return array.names[place]
+
+
+__all__ = ["BoundHole", "BoundStep", "Expressions", "Frame", "RegisterArray", "Value", "has_load", "typed"]

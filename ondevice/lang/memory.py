@@ -1,0 +1,60 @@
+"""The type rules of loads and stores, shared by the front end and the text parser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ondevice.dtypes import DType, index, u8
+from ondevice.lang.check import Mismatch, Operand, adapt, typed
+from ondevice.lang.kernel_ir import INDEX, Buffer, Const, Expr, Load, Store, Type
+
+
+def build_load(
+    buffer: Buffer,
+    indices: Sequence[Operand],
+    lanes: int,
+    count: Operand | None = None,
+    as_: DType | None = None,
+) -> Load:
+    """A checked Load; a constant `count` that covers all lanes disappears."""
+    dtype = as_ or buffer.dtype
+    if dtype == index:
+        raise Mismatch("memory holds no index; load i32 and convert it")
+    type = Type(dtype, lanes)
+    places = check_indices(buffer, indices, type, whole=count is None)
+    return Load(type, buffer.name, places, check_count(count, lanes))
+
+
+def build_store(
+    buffer: Buffer, indices: Sequence[Operand], value: Operand, count: Operand | None = None
+) -> Store:
+    """A checked Store; bytes of any dtype may be stored into a u8 buffer."""
+    expr = adapt(value, Type(buffer.dtype)) if not isinstance(value, Expr) else typed(value)
+    if expr.type.dtype not in (buffer.dtype,) and (buffer.dtype != u8 or expr.type == INDEX):
+        raise Mismatch(f"a store of {expr.type} into {buffer.name}: {buffer}")
+    places = check_indices(buffer, indices, expr.type, whole=count is None)
+    return Store(buffer.name, places, expr, check_count(count, expr.type.lanes))
+
+
+def check_count(count: Operand | None, lanes: int) -> Expr | None:
+    if count is None:
+        return None
+    expr = adapt(count, INDEX)
+    return None if isinstance(expr, Const) and expr.value >= lanes else expr
+
+
+def check_indices(
+    buffer: Buffer, indices: Sequence[Operand], type: Type, whole: bool
+) -> tuple[Expr, ...]:
+    """Indices as index expressions; constants are checked against constant dims."""
+    if len(indices) != len(buffer.dims):
+        raise Mismatch(f"{buffer.name}: {buffer} has {len(buffer.dims)} dims, not {len(indices)}")
+    places = tuple(adapt(i, INDEX) for i in indices)
+    last = len(places) - 1
+    for axis, (place, dim) in enumerate(zip(places, buffer.dims, strict=True)):
+        if not isinstance(place, Const) or not whole:
+            continue
+        width = -(-type.bits // buffer.dtype.bits) if axis == last else 1
+        if place.value < 0 or (isinstance(dim, int) and place.value + width > dim):
+            raise Mismatch(f"index {axis} of {buffer.name} is {place.value}, outside 0:{dim}")
+    return places

@@ -1,0 +1,156 @@
+/* One step: rows of all active conversations side by side. */
+#include "engine.h"
+
+#include "rope.h"
+#include "sample.h"
+
+static int32_t *step_ints(od_core *engine, od_step_buffer buffer) {
+    return engine->program.step[buffer].data;
+}
+
+static float *step_logits(od_core *engine, int32_t row) {
+    float *logits = engine->program.step[OD_STEP_LOGITS].data;
+    return logits + (size_t)row * (size_t)engine->model->vocab_size;
+}
+
+static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
+void od_finish(od_core *engine, od_state *state, od_status status) {
+    state->active = false;
+    state->ending = status;
+    od_event_advance(&engine->progress);
+}
+
+/* ---- assemble ---- */
+
+/* Rows the conversation gets in this step; the last `logit_rows` of them want logits. */
+static od_share share_for(const od_core *engine, od_state *state) {
+    int32_t pending = state->length - state->computed;
+    int32_t rows = least(pending, engine->model->prefill_chunk_tokens - engine->step_rows);
+    int32_t room = engine->model->logit_rows - engine->step_logits;
+    int32_t logit_rows = 0;
+    if (state->logits != NULL) {
+        int32_t silent = state->logits_from - state->computed;
+        if (silent < 0) silent = 0;
+        rows = least(rows, silent + room);
+        logit_rows = rows > silent ? rows - silent : 0;
+    } else if (rows == pending && state->sampling.max_tokens > 0) {
+        logit_rows = least(room, 1);
+        rows -= 1 - logit_rows; /* the last row waits for a step with room for its logits */
+    }
+    return (od_share){state, rows, engine->step_logits, logit_rows, -1};
+}
+
+static void add_share(od_core *engine, od_state *state) {
+    od_share share = share_for(engine, state);
+    if (share.rows == 0) return;
+    int32_t blocks = od_kv_blocks_for(state->computed + share.rows);
+    if (!od_kv_grow(&engine->kv, &state->table, blocks)) {
+        od_finish(engine, state, OD_KV_FULL);
+        return;
+    }
+    for (int32_t i = 0; i < share.rows; i++) {
+        int32_t row = engine->step_rows + i;
+        step_ints(engine, OD_STEP_TOKENS)[row] = state->tokens[state->computed + i];
+        step_ints(engine, OD_STEP_POSITIONS)[row] = state->computed + i;
+        step_ints(engine, OD_STEP_SEQUENCE)[row] = engine->share_count;
+    }
+    engine->step_rows += share.rows;
+    for (int32_t i = 0; i < share.logit_rows; i++)
+        step_ints(engine, OD_STEP_LOGIT_ROWS)[engine->step_logits++] =
+            engine->step_rows - share.logit_rows + i;
+    size_t width = (size_t)engine->model->block_table_width;
+    memcpy(step_ints(engine, OD_STEP_BLOCK_TABLE) + (size_t)engine->share_count * width,
+           state->table.blocks, (size_t)state->table.count * sizeof(int32_t));
+    engine->shares[engine->share_count++] = share;
+}
+
+/* Conversations that generate come first, each a row; prompts share what is left. Both go round
+ * from step to step, so nobody waits behind the same neighbour twice. */
+bool od_batch_assemble(od_core *engine) {
+    engine->share_count = engine->step_rows = engine->step_logits = 0;
+    for (int32_t prompts = 0; prompts < 2; prompts++) {
+        for (int32_t i = 0; i < engine->capacity; i++) {
+            od_state *state = &engine->states[(engine->turn + i) % engine->capacity];
+            if (!state->active || (state->length - state->computed > 1) != prompts) continue;
+            if (state->cancelled)
+                od_finish(engine, state, OD_CANCELLED);
+            else
+                add_share(engine, state);
+        }
+    }
+    engine->turn = (engine->turn + 1) % engine->capacity;
+    return engine->share_count > 0;
+}
+
+/* ---- run ---- */
+
+static void take_logits(od_core *engine, const od_share *share) {
+    const od_state *state = share->state;
+    size_t vocab = (size_t)engine->model->vocab_size;
+    int32_t first = state->computed + share->rows - share->logit_rows - state->logits_from;
+    memcpy(state->logits + (size_t)first * vocab, step_logits(engine, share->first_logit),
+           (size_t)share->logit_rows * vocab * sizeof(float));
+}
+
+void od_batch_run(od_core *engine) {
+    const od_model *model = engine->model;
+    for (int32_t i = 0; i < model->rope_count; i++) {
+        const od_rope *rope = &model->ropes[i];
+        od_rope_rows(rope, model->inv_freq + rope->first_inv_freq,
+                     step_ints(engine, OD_STEP_POSITIONS), engine->step_rows,
+                     engine->program.step[OD_STEP_ROPE + i].data);
+    }
+    od_program_run(&engine->program, engine->threads, engine->step_rows, engine->step_logits,
+                   engine->share_count);
+    for (int32_t i = 0; i < engine->share_count; i++) {
+        od_share *share = &engine->shares[i];
+        const od_state *state = share->state;
+        if (share->logit_rows == 0) continue;
+        if (state->logits != NULL)
+            take_logits(engine, share);
+        else
+            share->token = od_sample(step_logits(engine, share->first_logit), model->vocab_size,
+                                     state->sampling.temperature, state->sampling.seed,
+                                     (uint64_t)state->generated, engine->sample_weights);
+    }
+}
+
+/* ---- deliver ---- */
+
+static bool is_stop(const od_state *state, int32_t token) {
+    for (int32_t i = 0; i < state->sampling.stop_token_count; i++)
+        if (state->stop_tokens[i] == token) return true;
+    return false;
+}
+
+static void append_token(od_core *engine, od_state *state, int32_t token) {
+    if (token < 0) {
+        od_finish(engine, state, OD_NUMERIC);
+    } else if (is_stop(state, token)) {
+        od_finish(engine, state, OD_STOP);
+    } else if (state->length == engine->model->context_tokens) {
+        od_finish(engine, state, OD_CONTEXT_FULL);
+    } else {
+        state->tokens[state->length++] = token;
+        if (++state->generated == state->sampling.max_tokens)
+            od_finish(engine, state, OD_LENGTH);
+        else if (state->length == engine->model->context_tokens)
+            od_finish(engine, state, OD_CONTEXT_FULL);
+    }
+}
+
+void od_batch_deliver(od_core *engine) {
+    for (int32_t i = 0; i < engine->share_count; i++) {
+        const od_share *share = &engine->shares[i];
+        od_state *state = share->state;
+        bool last = state->computed + share->rows == state->length;
+        state->computed += share->rows;
+        if (!last) continue;
+        if (state->logits != NULL || state->sampling.max_tokens == 0)
+            od_finish(engine, state, OD_LENGTH);
+        else
+            append_token(engine, state, share->token);
+    }
+    od_event_advance(&engine->progress);
+}

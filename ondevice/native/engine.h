@@ -1,0 +1,94 @@
+/* The engine's insides. `lock` guards everything that is not marked otherwise. */
+#ifndef OD_ENGINE_H
+#define OD_ENGINE_H
+
+#include "kv_cache.h"
+#include "message.h"
+#include "platform.h"
+#include "program.h"
+#include "threads.h"
+#include "weights.h"
+
+#define OD_MAX_CONVERSATIONS 1024
+
+typedef struct od_state { /* of a conversation */
+    bool open;
+    uint32_t number; /* how often the slot has been opened: stale handles carry another */
+    int32_t *tokens; /* [context_tokens] */
+    int32_t length;   /* tokens known: submitted and generated */
+    int32_t computed; /* of them in the KV cache */
+    int32_t unread;   /* first generated token that has not been read */
+    od_kv_table table;
+    /* The request. While `active` only the engine's thread changes the conversation, except that
+     * anybody may set `cancelled`. */
+    bool active;
+    bool cancelled;
+    od_status ending; /* of the last request */
+    od_sampling sampling;
+    int32_t stop_tokens[OD_STOP_TOKENS];
+    int32_t generated;
+    float *logits; /* where od_logits wants them, else NULL */
+    int32_t logits_from; /* position of the first row there */
+} od_state;
+
+/* The part of a step that belongs to one conversation. */
+typedef struct od_share {
+    od_state *state;
+    int32_t rows;
+    int32_t first_logit;
+    int32_t logit_rows;
+    int32_t token; /* sampled: -1 logits are no numbers */
+} od_share;
+
+typedef struct od_core { /* an engine */
+    od_lock lock;
+    od_event work;     /* advanced for the engine's thread: something to do */
+    od_event progress; /* advanced for waiting callers: something was done */
+    od_event callers;  /* calls inside the engine; od_engine_close waits for 0 */
+    bool closing;
+    od_thread thread;
+    const od_model *model;
+    od_weights weights;
+    od_kv_pool kv;
+    od_program program;
+    od_threads *threads;
+    int32_t thread_count;
+    int32_t capacity; /* conversations */
+    int32_t turn;     /* which conversation comes first in the next step */
+    od_state *states; /* [capacity] */
+    int32_t *lists;   /* tokens and block tables of all conversations */
+    size_t lists_bytes;
+    /* Of the engine's thread alone: */
+    od_share *shares; /* [capacity] */
+    int32_t share_count;
+    int32_t step_rows;
+    int32_t step_logits;
+    double *sample_weights; /* [vocab_size] */
+} od_core;
+
+/* ---- batch.c: one step ---- */
+
+/* Fill the step buffers; false when nobody has work. */
+bool od_batch_assemble(od_core *engine);
+/* Compute and sample; called without the lock. */
+void od_batch_run(od_core *engine);
+/* Hand the results to the conversations. */
+void od_batch_deliver(od_core *engine);
+/* End the request of a conversation. */
+void od_finish(od_core *engine, od_state *state, od_status status);
+
+/* ---- handles.c: numbers outside, pointers inside ---- */
+
+od_status od_handle_new(od_core *engine, od_engine *handle, od_error *error);
+/* Forget the handle, so that no call enters any more. */
+od_status od_handle_remove(od_engine handle, od_core **engine, od_error *error);
+/* Wait until no call is inside a removed engine. */
+void od_handle_wait_callers(od_core *engine);
+od_conversation od_handle_conversation(od_engine engine, int32_t slot, uint32_t number);
+/* Enter with the lock held, or refuse. */
+od_status od_enter_engine(od_engine handle, od_core **engine, od_error *error);
+od_status od_enter(od_conversation handle, od_core **engine, od_state **state, od_error *error);
+/* Release the lock and leave; returns `status`. */
+od_status od_leave(od_core *engine, od_status status);
+
+#endif

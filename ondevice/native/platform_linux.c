@@ -1,0 +1,174 @@
+/* Linux and Android, x86-64 and arm64: raw system calls; of libc only pthread_create and
+ * pthread_join (threads need its set-up), on arm64 getauxval. */
+#include "platform.h"
+
+#if defined(__x86_64__)
+enum { SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11, SYS_SIGPROCMASK = 14,
+       SYS_GETPID = 39, SYS_FUTEX = 202, SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
+
+static long system_call(long number, long a, long b, long c, long d, long e, long f) {
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#elif defined(__aarch64__)
+enum { SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_GETAFFINITY = 123,
+       SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
+       SYS_MPROTECT = 226 };
+
+static long system_call(long number, long a, long b, long c, long d, long e, long f) {
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+#else
+#error "platform_linux.c knows x86-64 and arm64"
+#endif
+
+enum { PROT_NONE = 0, PROT_READ = 1, PROT_READ_WRITE = 3 };
+enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000 };
+
+/* A multiple of every page size in use (4, 16 and 64 KiB), so nobody has to ask for it. */
+#define PAGE_BYTES 65536
+
+static long address(const void *pointer) { return (long)(uintptr_t)pointer; }
+
+static void *map(size_t bytes, int protection, int flags, int fd, int64_t offset) {
+    long result = system_call(SYS_MMAP, 0, (long)bytes, protection, flags, fd, offset);
+    /* Errors are -4095..-1; the kernel never maps there. */
+    return (unsigned long)result > -4096UL ? NULL : (void *)(uintptr_t)result;
+}
+
+/* ---- memory ---- */
+
+static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+void *od_reserve(size_t bytes) {
+    size_t data = round_up(bytes, PAGE_BYTES);
+    if (data < bytes || data > SIZE_MAX / 4) return NULL;
+    uint8_t *base = map(data + 2 * PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
+                        MAP_NORESERVE, -1, 0);
+    if (base == NULL) return NULL;
+    uint8_t *start = base + PAGE_BYTES;
+    if (system_call(SYS_MPROTECT, address(start), (long)data, PROT_READ_WRITE, 0, 0, 0) != 0) {
+        system_call(SYS_MUNMAP, address(base), (long)(data + 2 * PAGE_BYTES), 0, 0, 0, 0);
+        return NULL;
+    }
+    return start + (data - round_up(bytes, 64)); /* its end touches the upper guard */
+}
+
+void od_release(void *memory, size_t bytes) {
+    if (memory == NULL) return;
+    size_t data = round_up(bytes, PAGE_BYTES);
+    uint8_t *start = (uint8_t *)memory - (data - round_up(bytes, 64));
+    system_call(SYS_MUNMAP, address(start - PAGE_BYTES), (long)(data + 2 * PAGE_BYTES), 0, 0, 0, 0);
+}
+
+const void *od_map_file(int fd, int64_t offset, int64_t length) {
+    int64_t inside = offset % PAGE_BYTES;
+    uint8_t *base = map((size_t)(length + inside), PROT_READ, MAP_PRIVATE, fd, offset - inside);
+    return base == NULL ? NULL : base + inside;
+}
+
+void od_unmap_file(const void *data, int64_t offset, int64_t length) {
+    if (data == NULL) return;
+    int64_t inside = offset % PAGE_BYTES;
+    system_call(SYS_MUNMAP, address(data) - inside, length + inside, 0, 0, 0, 0);
+}
+
+int64_t od_file_bytes(int fd) {
+    int64_t stat[32]; /* struct stat: st_size is at byte 48 on both architectures */
+    long result = system_call(SYS_FSTAT, fd, address(stat), 0, 0, 0, 0);
+    return result < 0 ? result : stat[6];
+}
+
+/* ---- time, process, processors ---- */
+
+typedef struct timespec64 {
+    int64_t seconds;
+    int64_t nanoseconds;
+} timespec64;
+
+int64_t od_now_ns(void) {
+    timespec64 now = {0, 0};
+    enum { CLOCK_MONOTONIC = 1 };
+    system_call(SYS_CLOCK_GETTIME, CLOCK_MONOTONIC, address(&now), 0, 0, 0, 0);
+    return now.seconds * 1000000000 + now.nanoseconds;
+}
+
+int32_t od_process_id(void) { return (int32_t)system_call(SYS_GETPID, 0, 0, 0, 0, 0, 0); }
+
+int32_t od_core_count(void) {
+    uint64_t mask[16] = {0};
+    long bytes = system_call(SYS_GETAFFINITY, 0, sizeof mask, address(mask), 0, 0, 0);
+    int32_t count = 0;
+    for (long i = 0; i < bytes / 8; i++) count += __builtin_popcountll(mask[i]);
+    return count > 0 ? count : 1;
+}
+
+/* ---- waiting ---- */
+
+enum { FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129 };
+
+void od_futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+    timespec64 timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    long limit = timeout_ns < 0 ? 0 : address(&timeout);
+    system_call(SYS_FUTEX, (long)(uintptr_t)word, FUTEX_WAIT_PRIVATE, (long)expected, limit, 0, 0);
+}
+
+void od_futex_wake_all(_Atomic uint32_t *word) {
+    system_call(SYS_FUTEX, (long)(uintptr_t)word, FUTEX_WAKE_PRIVATE, INT32_MAX, 0, 0, 0);
+}
+
+/* ---- threads ---- */
+
+int pthread_create(unsigned long *thread, const void *attributes, void *(*entry)(void *),
+                   void *argument);
+int pthread_join(unsigned long thread, void **result);
+
+typedef struct thread_start {
+    void (*entry)(void *);
+    void *argument;
+    od_event taken;
+} thread_start;
+
+static void *enter_thread(void *argument) {
+    thread_start *start = argument;
+    void (*entry)(void *) = start->entry;
+    void *entry_argument = start->argument;
+    od_event_advance(&start->taken); /* the starter may now leave its frame */
+    entry(entry_argument);
+    return NULL;
+}
+
+bool od_thread_start(od_thread *thread, void (*entry)(void *), void *argument) {
+    enum { SIG_SETMASK = 2, SIGSET_BYTES = 8 };
+    /* Signals 1..31 but the faults (ILL TRAP BUS FPE SEGV); libc keeps 32 and up for itself. */
+    const uint64_t faults = 1U << 3 | 1U << 4 | 1U << 6 | 1U << 7 | 1U << 10;
+    uint64_t blocked = 0x7fffffff & ~faults;
+    uint64_t before = 0;
+    thread_start start = {.entry = entry, .argument = argument};
+    system_call(SYS_SIGPROCMASK, SIG_SETMASK, address(&blocked), address(&before), SIGSET_BYTES, 0,
+                0);
+    bool started = pthread_create(&thread->handle, NULL, enter_thread, &start) == 0;
+    system_call(SYS_SIGPROCMASK, SIG_SETMASK, address(&before), 0, SIGSET_BYTES, 0, 0);
+    while (started && atomic_load(&start.taken.value) == 0) od_event_wait(&start.taken, 0, 0, -1);
+    return started;
+}
+
+void od_thread_join(od_thread thread) { pthread_join(thread.handle, NULL); }

@@ -1,0 +1,226 @@
+#include "program.h"
+
+int64_t od_extent_evaluate(const od_extent *e, const od_sizes *sizes) {
+    int64_t sum = e->constant + (int64_t)e->s * sizes->s + (int64_t)e->l * sizes->l +
+                  (int64_t)e->b * sizes->b + (int64_t)e->p * sizes->p;
+    int64_t quotient = sum / e->div + (sum % e->div > 0); /* rounds towards +infinity */
+    return e->mul * quotient;
+}
+
+/* ---- choosing a variant ---- */
+
+static bool same_text(const char *a, const char *b) {
+    while (*a != '\0' && *a == *b) a++, b++;
+    return *a == *b;
+}
+
+od_status od_program_choose(const od_model *model, const char *name, const od_variant **variant,
+                            od_error *error) {
+    uint64_t features = od_cpu_features();
+    for (int32_t i = 0; i < model->variant_count; i++) {
+        const od_variant *candidate = &model->variants[i];
+        if (name != NULL && !same_text(candidate->name, name)) continue;
+        if ((candidate->features & ~features) == 0) {
+            *variant = candidate;
+            return OD_OK;
+        }
+        if (name != NULL)
+            return od_fail(error, OD_CPU, "this CPU cannot run variant %s of %s", name,
+                           model->name);
+    }
+    if (name != NULL)
+        return od_fail(error, OD_INVALID, "%s has no CPU variant called %s", model->name, name);
+    return od_fail(error, OD_CPU, "this CPU can run none of the %d variants of %s; the least it "
+                   "needs is %s", model->variant_count, model->name,
+                   model->variants[model->variant_count - 1].name);
+}
+
+/* ---- checking ---- */
+
+static bool argument_valid(const od_model *model, const od_argument *a) {
+    switch (a->space) {
+        case OD_SPACE_WEIGHTS: return a->offset >= 0 && a->offset <= model->weights_bytes;
+        case OD_SPACE_ARENA: return a->index >= 0 && a->index < model->slot_count;
+        case OD_SPACE_STEP: return a->index >= 0 && a->index < OD_STEP_ROPE + model->rope_count;
+        case OD_SPACE_KV: return true;
+        default: return false;
+    }
+}
+
+static bool launch_valid(const od_model *model, const od_launch *launch) {
+    bool ok = launch->kernel >= 0 && launch->kernel < model->kernel_count && launch->chunk > 0 &&
+              launch->tasks.div > 0 && launch->rows.div > 0 && launch->first_argument >= 0 &&
+              launch->first_argument + launch->argument_count <= model->argument_count &&
+              launch->first_scalar >= 0 &&
+              launch->first_scalar + launch->scalar_count <= model->scalar_count;
+    for (int32_t i = 0; ok && i < launch->argument_count; i++)
+        ok = argument_valid(model, &model->arguments[launch->first_argument + i]);
+    return ok;
+}
+
+static od_status check_model(const od_model *model, od_error *error) {
+    if (model->prefill_chunk_tokens < 1 || model->logit_rows < 1 || model->context_tokens < 1 ||
+        model->vocab_size < 1 || model->block_table_width < 1 || model->variant_count < 1)
+        return od_fail(error, OD_MODEL, "the sizes of %s are damaged", model->name);
+    for (int32_t i = 0; i < model->launch_count; i++)
+        if (!launch_valid(model, &model->launches[i]))
+            return od_fail(error, OD_MODEL, "launch %d of %s is damaged", i, model->name);
+    for (int32_t i = 0; i < model->scalar_count; i++)
+        if (model->scalars[i].div <= 0)
+            return od_fail(error, OD_MODEL, "scalar %d of %s is damaged", i, model->name);
+    for (int32_t i = 0; i < model->slot_count; i++)
+        if (model->slots[i].div <= 0)
+            return od_fail(error, OD_MODEL, "arena slot %d of %s is damaged", i, model->name);
+    return OD_OK;
+}
+
+/* ---- reserving ---- */
+
+/* Offsets of the slots at `sizes`; returns the bytes of the arena. */
+static int64_t place_slots(const od_model *model, const od_sizes *sizes, int64_t *offsets) {
+    int64_t total = 0;
+    for (int32_t i = 0; i < model->slot_count; i++) {
+        offsets[i] = total;
+        int64_t bytes = od_extent_evaluate(&model->slots[i], sizes);
+        total += (bytes + OD_ALIGN_BYTES - 1) / OD_ALIGN_BYTES * OD_ALIGN_BYTES;
+    }
+    return total;
+}
+
+static bool reserve_region(od_region *region, int64_t bytes) {
+    region->bytes = (size_t)bytes;
+    region->data = od_reserve(region->bytes);
+    return region->data != NULL;
+}
+
+/* Lays arrays out one behind the other; without a start it only counts. */
+typedef struct layout {
+    uint8_t *start;
+    size_t bytes;
+} layout;
+
+static void *take(layout *layout, int32_t count, size_t element_bytes) {
+    void *taken = layout->start == NULL ? NULL : layout->start + layout->bytes;
+    layout->bytes += ((size_t)count * element_bytes + 63) / 64 * 64;
+    return taken;
+}
+
+static size_t place_tables(od_program *program, uint8_t *start) {
+    const od_model *model = program->model;
+    layout layout = {start, 0};
+    program->work = take(&layout, model->launch_count, sizeof(od_work));
+    program->buffers = take(&layout, model->argument_count, sizeof(void *));
+    program->scalars = take(&layout, model->scalar_count, sizeof(int32_t));
+    program->slots = take(&layout, model->slot_count, sizeof(int64_t));
+    program->step = take(&layout, OD_STEP_ROPE + model->rope_count, sizeof(od_region));
+    return layout.bytes;
+}
+
+static bool reserve_step_buffers(od_program *program) {
+    const od_model *model = program->model;
+    const int64_t rows = program->largest.s;
+    const int64_t counts[OD_STEP_ROPE] = {
+        [OD_STEP_TOKENS] = rows,
+        [OD_STEP_POSITIONS] = rows,
+        [OD_STEP_SEQUENCE] = rows,
+        [OD_STEP_BLOCK_TABLE] = (int64_t)program->largest.b * model->block_table_width,
+        [OD_STEP_LOGIT_ROWS] = program->largest.l,
+        [OD_STEP_LOGITS] = (int64_t)program->largest.l * model->vocab_size,
+    };
+    bool ok = true;
+    for (int32_t i = 0; ok && i < OD_STEP_ROPE; i++)
+        ok = reserve_region(&program->step[i], counts[i] * 4);
+    for (int32_t i = 0; ok && i < model->rope_count; i++)
+        ok = reserve_region(&program->step[OD_STEP_ROPE + i],
+                            rows * 2 * model->ropes[i].half_dim * 4);
+    return ok;
+}
+
+od_status od_program_open(od_program *program, const od_model *model, const od_variant *variant,
+                          const uint8_t *weights, uint8_t *kv, int32_t kv_blocks,
+                          int32_t sequences, od_error *error) {
+    *program = (od_program){.model = model, .variant = variant, .weights = weights, .kv = kv};
+    program->largest =
+        (od_sizes){model->prefill_chunk_tokens, model->logit_rows, sequences, kv_blocks};
+    od_status status = check_model(model, error);
+    if (status != OD_OK) return status;
+    size_t bytes = place_tables(program, NULL);
+    if (!reserve_region(&program->tables, (int64_t)bytes))
+        return od_fail(error, OD_MEMORY, "cannot reserve %lld bytes of tables", (long long)bytes);
+    place_tables(program, program->tables.data);
+    if (!reserve_step_buffers(program))
+        return od_fail(error, OD_MEMORY, "cannot reserve the buffers of a step of %d tokens",
+                       program->largest.s);
+    int64_t arena_bytes = place_slots(model, &program->largest, program->slots);
+    if (!reserve_region(&program->arena, arena_bytes))
+        return od_fail(error, OD_MEMORY, "cannot reserve an arena of %lld bytes",
+                       (long long)arena_bytes);
+    return OD_OK;
+}
+
+void od_program_close(od_program *program) {
+    if (program->step != NULL)
+        for (int32_t i = 0; i < OD_STEP_ROPE + program->model->rope_count; i++)
+            od_release(program->step[i].data, program->step[i].bytes);
+    od_release(program->arena.data, program->arena.bytes);
+    od_release(program->tables.data, program->tables.bytes);
+}
+
+/* ---- running ---- */
+
+static void *resolve(const od_program *program, const od_argument *a) {
+    switch (a->space) {
+        case OD_SPACE_WEIGHTS: /* kernels take all buffers as void *; these are mapped read-only */
+            return (void *)(uintptr_t)(program->weights + a->offset);
+        case OD_SPACE_ARENA:
+            return (uint8_t *)program->arena.data + program->slots[a->index] + a->offset;
+        case OD_SPACE_STEP: return (uint8_t *)program->step[a->index].data + a->offset;
+        default: return program->kv;
+    }
+}
+
+static void plan_launch(od_program *program, const od_launch *launch, int32_t tasks, bool barrier) {
+    const od_model *model = program->model;
+    for (int32_t i = 0; i < launch->argument_count; i++) {
+        int32_t at = launch->first_argument + i;
+        program->buffers[at] = resolve(program, &model->arguments[at]);
+    }
+    for (int32_t i = 0; i < launch->scalar_count; i++) {
+        int32_t at = launch->first_scalar + i;
+        program->scalars[at] =
+            (int32_t)od_extent_evaluate(&model->scalars[at], &program->planned);
+    }
+    od_work *work = &program->work[program->work_count++];
+    work->tasks = tasks;
+    work->chunk = launch->chunk;
+    work->barrier = barrier;
+    work->kernel = program->variant->kernels[launch->kernel];
+    work->buffers = program->buffers + launch->first_argument;
+    work->scalars = program->scalars + launch->first_scalar;
+}
+
+/* Sizes change from step to step while a prompt is read and hardly ever while tokens are
+ * generated, so the plan is kept until they do. */
+static void plan(od_program *program, const od_sizes *sizes) {
+    const od_model *model = program->model;
+    if (memcmp(&program->planned, sizes, sizeof *sizes) == 0) return;
+    program->planned = *sizes;
+    program->work_count = 0;
+    place_slots(model, sizes, program->slots);
+    bool barrier = false; /* a barrier of a launch that does not run holds for the next that does */
+    for (int32_t i = 0; i < model->launch_count; i++) {
+        const od_launch *launch = &model->launches[i];
+        int64_t rows = od_extent_evaluate(&launch->rows, sizes);
+        int64_t tasks = od_extent_evaluate(&launch->tasks, sizes);
+        barrier |= launch->barrier != 0;
+        if (rows < launch->min_rows || rows > launch->max_rows || tasks <= 0) continue;
+        plan_launch(program, launch, (int32_t)tasks, barrier);
+        barrier = false;
+    }
+}
+
+void od_program_run(od_program *program, od_threads *threads, int32_t s, int32_t l, int32_t b) {
+    od_sizes sizes = {s, l, b, program->largest.p};
+    plan(program, &sizes);
+    od_threads_run(threads, program->work, program->work_count);
+}

@@ -1,0 +1,202 @@
+"""A recipe: everything a build is asked for, as strict frozen dataclasses.
+
+Every default stands here once. A `.toml` file, `--set` and the options of the command line all
+edit this same object; a key it does not have is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from ondevice.errors import RecipeError, nearest
+from ondevice.tables import Fail, convert_text, join, read_table
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class QuantRecipe:
+    """How weights are stored.
+
+    `rules` maps globs over our weight names ("layers.*.mlp.down") to schemes; the first that
+    matches wins, and `default` takes the rest.
+    """
+
+    default: str = "f32"
+    activations: Literal["int8", "float"] = "int8"  # of matmuls whose weights are integers
+    rules: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class KvRecipe:
+    """How keys and values are kept; `auto` is f32 where weights are f32, else f16."""
+
+    dtype: Literal["auto", "f32", "f16"] = "auto"
+
+
+@dataclass(frozen=True)
+class PassesRecipe:
+    """`disable` names passes that are to take their trivial form; tokens stay the same."""
+
+    disable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One build. `model` is a checkpoint directory; `target` a row of targets/catalog.toml."""
+
+    name: str
+    model: str
+    target: str = "host"
+    context_tokens: int = 0  # 0: the model's own, at most DEFAULT_CONTEXT_TOKENS
+    prefill_chunk_tokens: int = 512  # the largest step; bounds the arena
+    quant: QuantRecipe = QuantRecipe()
+    kv: KvRecipe = KvRecipe()
+    passes: PassesRecipe = PassesRecipe()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise RecipeError(
+                f"name = {self.name!r} must be letters, digits, '.', '_' and '-': it names files"
+            )
+        if self.context_tokens < 0:
+            raise RecipeError(f"context_tokens = {self.context_tokens} must be 0 or more")
+        if self.prefill_chunk_tokens < 1:
+            raise RecipeError(
+                f"prefill_chunk_tokens = {self.prefill_chunk_tokens} must be 1 or more"
+            )
+
+    def context_for(self, model_context_tokens: int) -> int:
+        """The context to build for a model that was trained on `model_context_tokens`.
+
+        Raises RecipeError where the recipe asks for more than the model has.
+        """
+        if self.context_tokens > model_context_tokens:
+            raise RecipeError(
+                f"context_tokens = {self.context_tokens} is more than the model's "
+                f"{model_context_tokens}"
+            )
+        return self.context_tokens or min(model_context_tokens, DEFAULT_CONTEXT_TOKENS)
+
+
+def load_recipe(
+    name: str,
+    *,
+    model: Path | None = None,
+    target: str | None = None,
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """The recipe that MODEL means, edited by the command line.
+
+    `name` is a checkpoint directory (built with the default recipe), a `.toml` file, or the name
+    of a bundled recipe. `model` replaces its checkpoint, `target` its target, and `settings` are
+    `key=value` texts. The result's `model` is a directory that exists. Raises RecipeError.
+    """
+    source, table, home = _find(name)
+    recipe = read_table(Recipe, table, _failing(source))
+    if target is not None:
+        recipe = dataclasses.replace(recipe, target=target)
+    for setting in settings:
+        recipe = edit(recipe, setting)
+    chosen = Path(model) if model is not None else home / recipe.model
+    if not (chosen / "config.json").is_file():
+        raise RecipeError(_no_checkpoint(recipe, chosen, source))
+    return dataclasses.replace(recipe, model=str(chosen))
+
+
+def edit(recipe: Recipe, setting: str) -> Recipe:
+    """`recipe` with one `dotted.key=value` changed, the value converted to the key's type.
+
+    Lists are separated by commas, `quant.rules` is written `glob=scheme,glob=scheme`.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {setting}: write it as key=value, such as quant.default=f32")
+    fail = _failing(f"--set {setting}")
+    return typing.cast(Recipe, _edited(recipe, path.strip().split("."), text.strip(), fail, ""))
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """The recipes that ship inside the package, by name."""
+    folder = Path(str(files("ondevice.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _find(name: str) -> tuple[str, dict[str, Any], Path]:
+    """(what to call it in messages, its table, the directory its paths are relative to)."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        return name, _parse(path), path.parent
+    if (path / "config.json").is_file():
+        return name, {"name": _file_name(path), "model": "."}, path
+    bundled = bundled_recipes()
+    if name in bundled:
+        return name, _parse(bundled[name]), bundled[name].parent
+    if path.is_dir():
+        raise RecipeError(f"{name} is not a checkpoint directory: it has no config.json")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise RecipeError(
+            f"{name!r} is no directory here, and downloads from a model hub are not built yet; "
+            "download the checkpoint and name its directory"
+        )
+    raise RecipeError(
+        f"{name!r} is no directory, no .toml file and no bundled recipe{nearest(name, bundled)}"
+    )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+
+
+def _edited(value: Any, path: list[str], text: str, fail: Fail, at: str) -> Any:
+    """The dataclass `value` with the field at `path` replaced by `text`, converted."""
+    hints = typing.get_type_hints(type(value))
+    key, rest = path[0], path[1:]
+    if key not in hints:
+        raise fail(f"unknown key {join(at, key)!r}{nearest(key, hints)}")
+    at = join(at, key)
+    if dataclasses.is_dataclass(getattr(value, key)):
+        if not rest:
+            raise fail(f"{at} is a table; name one of {', '.join(_keys_of(value, key))}")
+        new = _edited(getattr(value, key), rest, text, fail, at)
+    elif rest:
+        raise fail(f"{at} is not a table: it has no key {rest[0]!r}")
+    else:
+        new = convert_text(hints[key], text, fail, at)
+    return dataclasses.replace(value, **{key: new})
+
+
+def _keys_of(value: Any, key: str) -> list[str]:
+    """The full keys of the table `key`, for messages."""
+    return [f"{key}.{field.name}" for field in dataclasses.fields(getattr(value, key))]
+
+
+def _failing(source: str) -> Fail:
+    return lambda message: RecipeError(f"{source}: {message}")
+
+
+def _file_name(path: Path) -> str:
+    """The directory's name, made fit for a recipe's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._") or "model"
+
+
+def _no_checkpoint(recipe: Recipe, chosen: Path, source: str) -> str:
+    if chosen.is_dir():
+        return f"{source}: {chosen} is not a checkpoint directory: it has no config.json"
+    return (
+        f"{source}: there is no checkpoint directory {chosen}; "
+        f"name one that you have with --model PATH (the recipe asks for {recipe.model!r})"
+    )
