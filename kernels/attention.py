@@ -14,8 +14,6 @@ from ondevice.lang import (
     iota,
     kernel,
     load,
-    max,
-    min,
     parallel,
     reduce_add,
     reduce_max,
@@ -77,8 +75,8 @@ def attention(
         last = index(positions[s])
         row = index(sequence[s])
         out = registers(vec(0.0, 16), ceildiv(D, 16))
-        top = -1e30
-        total = 0.0
+        top = cast(f32, -1e30)
+        total = cast(f32, 0.0)
         for b in range(last // 32 + 1):
             block = index(block_table[row, b])
             left = last - b * 32 + 1

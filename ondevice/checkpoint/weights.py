@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ondevice.checkpoint.safetensors import TensorInfo
-from ondevice.errors import CheckpointError, nearest
+from ondevice.errors import CheckpointError
 
 COMPARED_BYTES = 1 << 20  # read at once when two tensors are compared
 
@@ -94,8 +94,8 @@ def bind(weights: WeightMap, tensors: Mapping[str, TensorInfo]) -> dict[str, Ten
 def _find(row: WeightRow, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
     if row.theirs not in tensors:
         raise CheckpointError(
-            f"the checkpoint has no tensor {row.theirs!r} (our {row.ours!r})"
-            f"{nearest(row.theirs, tensors) if len(tensors) < 20 else '; download it again'}"
+            f"the checkpoint has no tensor {row.theirs!r} {list(row.shape)}, which its config.json "
+            "calls for; download it again"
         )
     tensor = tensors[row.theirs]
     if tensor.shape != row.shape:

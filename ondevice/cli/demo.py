@@ -15,14 +15,16 @@ RECIPE = "stories260k"
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another story.")] = 0,
     prompt: Annotated[str, typer.Option(help="How the story begins.")] = "Once upon a time",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many tokens; 256 by default.")
+    ] = None,
 ) -> None:
     """Build the small model that ships with ondevice and tell a story."""
     from ondevice.cli.continuation import print_continuation
 
     bundle = _demo_bundle()
     print(prompt, end="", flush=True)
-    print_continuation(bundle, prompt, max_tokens, temperature=0.8, seed=seed, threads=0)
+    print_continuation(bundle, prompt, max_tokens, temperature=0.8, seed=seed)
 
 
 def _demo_bundle() -> Path:

@@ -14,12 +14,17 @@ def run(
     prompt: Annotated[
         str | None, typer.Option(help="What to continue; read from standard input by default.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many tokens; 256 by default, if there is room."),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same text.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="0 leaves the choice to the engine.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Worker threads; one per core by default.")
+    ] = None,
 ) -> None:
     """Print the continuation of a prompt, and nothing else, on standard output."""
     from ondevice.cli.continuation import print_continuation

@@ -55,7 +55,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel that computes a node when the rows of its first input lie in [min, max]."""
+    """A kernel that computes a node when the rows of its result lie in [min, max]."""
 
     kernel: str
     schedule: Attrs

@@ -151,7 +151,8 @@ def infer_matmul(x: TensorType, weight: TensorType) -> TensorType:
 
 def matmul(x: Array, weight: Array) -> Array:
     """`y[s, n] = sum_k x[s, k] * weight[n, k]`: f32[S, K], [N, K] -> f32[S, N]."""
-    return x @ weight.T
+    product: Array = x @ weight.T
+    return product
 
 
 # ---------------------------------------------------------------------------------------------
@@ -182,7 +183,8 @@ def infer_silu(x: TensorType) -> TensorType:
 def silu(x: Array) -> Array:
     """`x * sigmoid(x)` (arXiv 1702.03118)."""
     with np.errstate(over="ignore"):  # exp(-x) = inf for very negative x gives the right limit, -0
-        return x / (1 + np.exp(-x))
+        y: Array = x / (1 + np.exp(-x))
+    return y
 
 
 def infer_add_bias(x: TensorType, bias: TensorType) -> TensorType:

@@ -143,9 +143,7 @@ def fold_numbers(symbol: str, fold: Callable[[Any, Any], Any], a: Operand, b: Op
     return result
 
 
-def fold_index(
-    symbol: str, fold: Callable[[Any, Any], Any], a: Expr, b: Expr
-) -> Expr | None:
+def fold_index(symbol: str, fold: Callable[[Any, Any], Any], a: Expr, b: Expr) -> Expr | None:
     """Index arithmetic on constants is done here, so static sizes can steer `unroll` and `if`."""
     if isinstance(a, Const) and isinstance(b, Const):
         return constant(INDEX, fold_numbers(symbol, fold, a.value, b.value))

@@ -69,8 +69,13 @@ class InlineFunction:
         return InlineFunction(self.function, (*self.constants, *constants.items()))
 
     @cached_property
-    def runnable(self) -> types.FunctionType:
-        return with_globals(self.function, {**self.function.__globals__, **MEANINGS})
+    def names(self) -> dict[str, Any]:
+        """The globals of the plain-Python run; `__call__` adds the dims."""
+        return {**self.function.__globals__, **MEANINGS}
+
+    @cached_property
+    def runnable(self) -> Callable[..., Any]:
+        return with_globals(self.function, self.names)
 
     def __call__(self, *arguments: Any, **constants: Any) -> Any:
         """Run as plain Python; the dims of buffer arguments become known to the body."""
@@ -78,9 +83,8 @@ class InlineFunction:
         for parameter, value in zip(self.source.positional, arguments, strict=False):
             if parameter.kind == "buffer":
                 bind_dims(parameter, value, dims)
-        run = self.runnable
-        run.__globals__.update(dims)
-        return run(*arguments, **{**dict(self.constants), **constants})
+        self.names.update(dims)
+        return self.runnable(*arguments, **{**dict(self.constants), **constants})
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,15 @@ class KernelFunction:
         """
         positional = self.source.positional
         if len(arguments) != len(positional):
-            raise KernelError(f"{self.name} takes {len(positional)} arguments, not {len(arguments)}")
+            raise KernelError(
+                f"{self.name} takes {len(positional)} arguments, not {len(arguments)}"
+            )
         constants = self.constant_values(keywords)
         dims: dict[str, int] = {
             name: value for name, value in constants.items() if type(value) is int
         }
-        values = [
-            wrap_argument(p, value, constants, dims)
-            for p, value in zip(positional, arguments, strict=True)
-        ]
+        pairs = zip(positional, arguments, strict=True)
+        values = [wrap_argument(p, value, constants, dims) for p, value in pairs]
         for p in self.source.constants:
             if p.kind == "Inline":
                 constants[p.name] = bind_chain(p.name, constants[p.name], keywords)
@@ -206,7 +210,8 @@ def bind_chain(hole: str, chain: Chain, keywords: Mapping[str, Any]) -> BoundCha
     for i, name, parameter in hole_buffers(hole, chain):
         if name not in keywords:
             raise KernelError(f"the array {name!r} of hole {hole} is missing")
-        array: reference.Array = wrap_argument(parameter, keywords[name], {}, dims)
+        fixed = dict(chain.steps[i].constants)
+        array: reference.Array = wrap_argument(parameter, keywords[name], fixed, dims)
         array.name = name
         steps[i][1][parameter.name] = array
     return BoundChain(steps)

@@ -18,7 +18,7 @@ from typing import Any
 from ondevice.dtypes import DTYPES, DType
 from ondevice.errors import KernelError, nearest
 from ondevice.lang import check
-from ondevice.lang.check import Mismatch, Operand, adapt, is_number, static_int, typed, unify
+from ondevice.lang.check import Mismatch, Operand, adapt, is_number, static_int, unify
 from ondevice.lang.dsl import InlineFunction
 from ondevice.lang.intrinsics import INTRINSICS, Intrinsic, dtype_of, lane_count, operand
 from ondevice.lang.kernel_ir import (
@@ -33,7 +33,6 @@ from ondevice.lang.kernel_ir import (
     Type,
     Var,
     can_trap,
-    has_load,
 )
 from ondevice.lang.memory import build_load, build_store
 from ondevice.lang.parse import Source
@@ -215,7 +214,9 @@ class Expressions:
     def keywords(self, node: ast.Call, *allowed: str) -> dict[str, Value]:
         for k in node.keywords:
             if k.arg not in allowed:
-                raise self.error(k.value, f"unknown keyword {k.arg!r}; allowed: {', '.join(allowed)}")
+                raise self.error(
+                    k.value, f"unknown keyword {k.arg!r}; allowed: {', '.join(allowed)}"
+                )
         return {str(k.arg): self.evaluate(k.value) for k in node.keywords}
 
     def load(self, node: ast.Call) -> Load:
@@ -319,7 +320,9 @@ class Expressions:
                 left = check.logical(name, condition, other)
             else:
                 default: tuple[list[Stmt], Expr] = ([], Const(condition.type, name == "or"))
-                sides = ((emitted, other), default) if name == "and" else (default, (emitted, other))
+                sides = (
+                    ((emitted, other), default) if name == "and" else (default, (emitted, other))
+                )
                 left = self.branch(condition, *sides)
         return left if is_number(left) else check.condition(left)
 
@@ -336,6 +339,3 @@ def register_name(array: RegisterArray, indices: list[Operand]) -> str:
     if place not in array.names:
         raise Mismatch(f"registers index {list(place)} is out of range")
     return array.names[place]
-
-
-__all__ = ["BoundHole", "BoundStep", "Expressions", "Frame", "RegisterArray", "Value", "has_load", "typed"]

@@ -20,7 +20,6 @@ from ondevice.lang.check import (
     binary,
     compare,
     constant,
-    is_number,
     static_int,
     typed,
     unify,
@@ -59,7 +58,7 @@ def dtype_of(value: object) -> DType:
 
 def operand(value: object) -> Operand:
     """A literal or typed expression, not a buffer, dtype or function."""
-    if isinstance(value, (bool, int, float)) or isinstance(value, Expr):
+    if isinstance(value, (bool, int, float, Expr)):
         return value
     raise Mismatch("a value is wanted here")
 
@@ -97,9 +96,8 @@ def build_iota(lanes: object) -> Expr:
 def build_cast(dtype: object, value: object) -> Expr:
     to = dtype_of(dtype)
     value = operand(value)
-    if is_number(value) and to.kind != "bool":
-        number = int(value) if isinstance(value, float) and to.kind != "float" else value
-        return constant(Type(to), number)
+    if isinstance(value, (int, float)) and to.kind != "bool":
+        return constant(Type(to), value if to.kind == "float" else int(value))
     expr = typed(value)
     source = expr.type.dtype
     if source == to:

@@ -201,9 +201,3 @@ def can_trap(expr: Expr) -> bool:
             return True
         return any(can_trap(arg) for arg in expr.args)
     return False
-
-
-def has_load(expr: Expr) -> bool:
-    if isinstance(expr, Op):
-        return any(has_load(arg) for arg in expr.args)
-    return isinstance(expr, Load)

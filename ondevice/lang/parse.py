@@ -77,9 +77,7 @@ class Source:
         column = getattr(node, "col_offset", 0)
         text = self.lines[line - 1] if line <= len(self.lines) else ""
         caret = " " * (column + self.indent) + "^"
-        return KernelError(
-            f"{self.file}:{self.first_line + line - 1}: {message}\n{text}\n{caret}"
-        )
+        return KernelError(f"{self.file}:{self.first_line + line - 1}: {message}\n{text}\n{caret}")
 
 
 def parse_function(
@@ -119,13 +117,13 @@ def parse_function(
 # --- parameters ----------------------------------------------------------------------------------
 
 
-def parse_parameters(
-    source: Source, args: ast.arguments, is_kernel: bool
-) -> tuple[Parameter, ...]:
+def parse_parameters(source: Source, args: ast.arguments, is_kernel: bool) -> tuple[Parameter, ...]:
     for extra in (args.vararg, args.kwarg, *args.defaults):
         if extra is not None:
             raise source.error(extra, "only plain parameters; defaults only after '*'")
-    positional = [positional_parameter(source, a, is_kernel) for a in (*args.posonlyargs, *args.args)]
+    positional = [
+        positional_parameter(source, a, is_kernel) for a in (*args.posonlyargs, *args.args)
+    ]
     return (*positional, *(constant_parameter(source, a) for a in args.kwonlyargs))
 
 
@@ -133,7 +131,9 @@ def positional_parameter(source: Source, arg: ast.arg, is_kernel: bool) -> Param
     note = arg.annotation
     if isinstance(note, ast.Subscript) and isinstance(note.value, ast.Name):
         dims = note.slice.elts if isinstance(note.slice, ast.Tuple) else [note.slice]
-        return Parameter(arg.arg, "buffer", note.value.id, tuple(parse_dim(source, d) for d in dims))
+        return Parameter(
+            arg.arg, "buffer", note.value.id, tuple(parse_dim(source, d) for d in dims)
+        )
     if isinstance(note, ast.Name) and note.id == "index" and is_kernel:
         return Parameter(arg.arg, "index")
     if note is None and not is_kernel:
@@ -195,7 +195,9 @@ def check_supported(source: Source, root: ast.AST) -> None:
             raise source.error(node, "this construct is not supported in kernels: for ... else")
         if isinstance(node, ast.Constant) and not isinstance(node.value, (bool, int, float)):
             literal = type(node.value).__name__
-            raise source.error(node, f"this construct is not supported in kernels: {literal} literal")
+            raise source.error(
+                node, f"this construct is not supported in kernels: {literal} literal"
+            )
         for child in ast.iter_child_nodes(node):
             visit(child, place)
 

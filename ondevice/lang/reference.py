@@ -57,8 +57,6 @@ class Array:
         return load(self, *as_tuple(indices), lanes=1)
 
     def __setitem__(self, indices: int | tuple[int, ...], value: Value) -> None:
-        if isinstance(value, (bool, int, float)):
-            value = self.array.dtype.type(value)
         store(self, *as_tuple(indices), value)
 
 
@@ -67,7 +65,7 @@ class Registers:
 
     def __init__(self, init: Value, dims: tuple[int, ...]) -> None:
         places = itertools.product(*map(range, dims))
-        self.values = {place: init for place in places}
+        self.values = dict.fromkeys(places, init)
 
     def __getitem__(self, indices: int | tuple[int, ...]) -> Value:
         return self.values[self.place(indices)]
@@ -121,6 +119,8 @@ def load(
 def store(buffer: Array, *indices_value: Any, count: int | None = None) -> None:
     """`store(buffer, *indices, value)`; lanes >= count are not written."""
     *indices, value = indices_value
+    if isinstance(value, (bool, int, float)):
+        value = buffer.array.dtype.type(value)
     values = np.atleast_1d(np.asarray(value))
     present = values.size if count is None else min(max(count, 0), values.size)
     if present:
@@ -277,8 +277,9 @@ def select(condition: Value, a: Value, b: Value) -> Value:
         if isinstance(chosen, (int, float)) and isinstance(other, (np.ndarray, np.generic)):
             return np.full_like(other, chosen)[()]  # a literal adapts to the other operand
         return chosen
-    kinds = [x.dtype for x in (a, b) if isinstance(x, (np.ndarray, np.generic))]
-    return np.where(condition, a, b).astype(kinds[0] if kinds else np.float32, copy=False)
+    dtypes = [x.dtype for x in (a, b) if isinstance(x, (np.ndarray, np.generic))]
+    chosen = np.asarray(np.where(condition, a, b))
+    return chosen.astype(dtypes[0] if dtypes else np.float32, copy=False)
 
 
 def ceildiv(a: int, b: int) -> int:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from ondevice.dtypes import DTYPES, DType
+from ondevice.dtypes import DTYPES, DType, f32
 from ondevice.errors import KernelError, nearest
 from ondevice.lang import check
-from ondevice.lang.check import Mismatch, Number, adapt, static_int, typed
+from ondevice.lang.check import Mismatch, adapt, static_int, typed
 from ondevice.lang.dsl import Chain, KernelFunction, hole_buffers
 from ondevice.lang.expressions import BoundHole, BoundStep, Frame, RegisterArray, Value, symbol_of
-from ondevice.lang.inline import Inlining, dim_expr
-from ondevice.lang.intrinsics import INTRINSICS, Intrinsic, dtype_of, operand
+from ondevice.lang.inlining import Inlining, dim_expr
+from ondevice.lang.intrinsics import Intrinsic, dtype_of, operand
 from ondevice.lang.kernel_ir import (
     INDEX,
     Assign,
@@ -172,13 +172,12 @@ class Specializer(Inlining):
         if not body or not is_loop(body[-1], "parallel"):
             place = body[-1] if body else ast.Pass()
             raise self.error(place, "a kernel ends with its one parallel loop")
-        self.run(body[:-1])
+        for statement in body[:-1]:
+            self.run((statement,))
+            if self.block:
+                raise self.error(statement, "before the parallel loop only scratch and sizes")
         loop = body[-1]
         assert isinstance(loop, ast.For)
-        # What precedes the loop belongs to every task; it may only name sizes.
-        before, self.block = self.block, []
-        if before:
-            raise self.error(body[0], "before the parallel loop only scratch and constants")
         self.run_parallel(loop)
         return Kernel(
             self.name, tuple(self.buffers), tuple(self.scratch), tuple(self.scalars),
@@ -215,12 +214,12 @@ class Specializer(Inlining):
                 new = self.operand(value)
                 self.write_place(*self.subscript(place), new)
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
-                old, new = self.operand(ast.copy_location(ast.Name(name), target)), self.operand(value)
-                self.assign(name, statement, check.binary(symbol_of(op), old, new))
+                old = self.operand(target)
+                self.assign(name, statement, check.binary(symbol_of(op), old, self.operand(value)))
             case ast.AugAssign(target=ast.Subscript() as place, op=op, value=value):
-                target, indices = self.subscript(place)
-                old, new = self.read_place(target, indices), self.operand(value)
-                self.write_place(target, indices, check.binary(symbol_of(op), old, new))
+                array, indices = self.subscript(place)
+                old, new = self.read_place(array, indices), self.operand(value)
+                self.write_place(array, indices, check.binary(symbol_of(op), old, new))
             case ast.For():
                 self.run_for(statement)
             case ast.If():
@@ -272,9 +271,7 @@ class Specializer(Inlining):
         init = typed(operand(self.settle(name, first)))
         sizes = [static_int(d, "a dimension of registers") for d in dims]
         places = list(itertools.product(*map(range, sizes)))
-        names = {
-            p: self.declare("_".join([name, *map(str, p)]), init).name for p in places
-        }
+        names = {p: self.declare("_".join([name, *map(str, p)]), init).name for p in places}
         return RegisterArray(init.type, names)
 
     def assign(self, name: str, statement: ast.stmt, value: Value) -> None:
@@ -289,7 +286,15 @@ class Specializer(Inlining):
         changes = statement in self.frame.source.reassigned
         scope = self.frame.scopes[-1]
         if isinstance(value, (bool, int, float, Expr)):
-            if changes or not isinstance(value, (bool, int, float, Const)):
+            if (
+                changes
+                and isinstance(value, float)
+                and check.constant(Type(f32), value).value != value
+            ):
+                # the plain-Python run would carry the unrounded number on
+                raise Mismatch(f"a variable that changes needs a typed start: cast(f32, {value})")
+            size = not self.tasks and isinstance(value, Expr) and value.type == INDEX
+            if changes or not (size or isinstance(value, (bool, int, float, Const))):
                 value = self.declare(name, typed(value))
         elif changes:
             raise Mismatch(f"{name} cannot be assigned again")
@@ -372,6 +377,3 @@ def is_loop(statement: ast.stmt, name: str) -> bool:
         and isinstance(statement.iter.func, ast.Name)
         and statement.iter.func.id == name
     )
-
-
-__all__ = ["INTRINSICS", "Constant", "Iterator", "Number", "Type", "specialize"]

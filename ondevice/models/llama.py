@@ -32,9 +32,7 @@ def parse_config(config: Mapping[str, object]) -> LlamaConfig:
     reader = ConfigReader(config)
     bias = reader.flag("attention_bias", False)
     reader.require("rope_interleaved", False)
-    return parse_block(
-        reader, qkv_bias=bias, o_bias=bias, mlp_bias=reader.flag("mlp_bias", False)
-    )
+    return parse_block(reader, qkv_bias=bias, o_bias=bias, mlp_bias=reader.flag("mlp_bias", False))
 
 
 def parse_block(

@@ -18,6 +18,8 @@ def parse_rope(config: ConfigReader, head_dim: int, context_tokens: int) -> Rope
     """Read `rope_parameters` (transformers 5), or the older `rope_theta` and `rope_scaling`."""
     theta = config.number("rope_theta", 10000.0)
     old, new = config.section("rope_scaling"), config.section("rope_parameters")
+    if old and new:
+        raise CheckpointError("config.json: rope_scaling and rope_parameters exclude each other")
     rope = new or old
     if rope is None:
         return as_rope(default_frequencies(theta, head_dim))

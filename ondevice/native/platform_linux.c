@@ -144,14 +144,15 @@ int pthread_join(unsigned long thread, void **result);
 typedef struct thread_start {
     void (*entry)(void *);
     void *argument;
-    od_event taken;
+    _Atomic uint32_t taken;
 } thread_start;
 
 static void *enter_thread(void *argument) {
     thread_start *start = argument;
     void (*entry)(void *) = start->entry;
     void *entry_argument = start->argument;
-    od_event_advance(&start->taken); /* the starter may now leave its frame */
+    atomic_store(&start->taken, 1); /* `start` may be gone from here on; its address wakes only */
+    od_futex_wake_all(&start->taken);
     entry(entry_argument);
     return NULL;
 }
@@ -167,7 +168,7 @@ bool od_thread_start(od_thread *thread, void (*entry)(void *), void *argument) {
                 0);
     bool started = pthread_create(&thread->handle, NULL, enter_thread, &start) == 0;
     system_call(SYS_SIGPROCMASK, SIG_SETMASK, address(&before), 0, SIGSET_BYTES, 0, 0);
-    while (started && atomic_load(&start.taken.value) == 0) od_event_wait(&start.taken, 0, 0, -1);
+    while (started && atomic_load(&start.taken) == 0) od_futex_wait(&start.taken, 0, -1);
     return started;
 }
 

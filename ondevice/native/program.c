@@ -99,21 +99,21 @@ typedef struct layout {
     size_t bytes;
 } layout;
 
-static void *take(layout *layout, int32_t count, size_t element_bytes) {
-    void *taken = layout->start == NULL ? NULL : layout->start + layout->bytes;
-    layout->bytes += ((size_t)count * element_bytes + 63) / 64 * 64;
+static void *take(layout *place, int32_t count, size_t element_bytes) {
+    void *taken = place->start == NULL ? NULL : place->start + place->bytes;
+    place->bytes += ((size_t)count * element_bytes + 63) / 64 * 64;
     return taken;
 }
 
 static size_t place_tables(od_program *program, uint8_t *start) {
     const od_model *model = program->model;
-    layout layout = {start, 0};
-    program->work = take(&layout, model->launch_count, sizeof(od_work));
-    program->buffers = take(&layout, model->argument_count, sizeof(void *));
-    program->scalars = take(&layout, model->scalar_count, sizeof(int32_t));
-    program->slots = take(&layout, model->slot_count, sizeof(int64_t));
-    program->step = take(&layout, OD_STEP_ROPE + model->rope_count, sizeof(od_region));
-    return layout.bytes;
+    layout tables = {start, 0};
+    program->work = take(&tables, model->launch_count, sizeof(od_work));
+    program->buffers = take(&tables, model->argument_count, sizeof(void *));
+    program->scalars = take(&tables, model->scalar_count, sizeof(int32_t));
+    program->slots = take(&tables, model->slot_count, sizeof(int64_t));
+    program->step = take(&tables, OD_STEP_ROPE + model->rope_count, sizeof(od_region));
+    return tables.bytes;
 }
 
 static bool reserve_step_buffers(od_program *program) {

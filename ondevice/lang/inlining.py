@@ -45,7 +45,9 @@ class Inlining(Expressions):
         if not node.args or node.keywords:
             raise Mismatch("a hole is called as hole(value, *places)")
         pending = self.pending_loads
-        value, *places = (self.settle("place", self.evaluate(a)) for a in node.args)
+        value, *places = (self.evaluate(a) for a in node.args)
+        if len(hole.steps) > 1:  # each step would evaluate the places anew
+            places = [self.settle("place", p) for p in places]
         for step in hole.steps:
             given = iter((value, *places))
             arguments = [

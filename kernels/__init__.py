@@ -1,0 +1,135 @@
+"""LIBRARY: every kernel, the op it computes, and how a node's tensors become its buffers.
+
+Rows for one op stand from the general to the special; `select` takes them by number of rows.
+"""
+
+from __future__ import annotations
+
+from ondevice.dims import Extent
+from ondevice.dtypes import f16, f32
+from ondevice.graph.graph import Node
+from ondevice.kernels.attention import attention, kv_write
+from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
+from ondevice.kernels.embed import embed_float, select_rows
+from ondevice.kernels.matmul import matmul_float
+from ondevice.kernels.norm import rms_scale, rmsnorm
+from ondevice.kernels.rope import rope
+from ondevice.lang.library import Binding, KernelDef, Library, Types, View
+from ondevice.quant.scheme import SCHEMES
+
+FLOAT_SCHEMES = {"f32": f32, "f16": f16}
+GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
+
+
+def plain(node: Node, types: Types) -> tuple[View, ...]:
+    """Inputs in order, then the output, as the graph sees them."""
+    names = (*node.inputs, node.output.name)
+    return tuple(View(name, types[name].shape) for name in names)
+
+
+def packed(name: str, types: Types) -> View:
+    """A weight matrix as its scheme stores it."""
+    rows, columns = (d.static or 0 for d in types[name].shape)
+    shape = SCHEMES[types[name].scheme].packed_shape(rows, columns)
+    return View(name, tuple(map(Extent.of, shape)))
+
+
+def by_head(name: str, types: Types, heads: int) -> View:
+    """[S, H * D] seen as [S, H, D]."""
+    rows, features = types[name].shape
+    return View(name, (rows, Extent.of(heads), Extent.of((features.static or 0) // heads)))
+
+
+def bind_plain(node: Node, types: Types) -> Binding:
+    return Binding(plain(node, types))
+
+
+def bind_norm(node: Node, types: Types) -> Binding:
+    return Binding(plain(node, types), {"eps": float(node.attr("eps"))})
+
+
+def bind_elementwise(node: Node, types: Types) -> Binding:
+    """The anchor is the copy of its input; the op itself stands in the epilogue."""
+    return Binding(tuple(View(n, types[n].shape) for n in (node.inputs[0], node.output.name)))
+
+
+def bind_embed_float(node: Node, types: Types) -> Binding | None:
+    tokens, table, y = *node.inputs, node.output.name
+    dtype = FLOAT_SCHEMES.get(types[table].scheme)
+    if dtype is None:
+        return None
+    views = View(tokens, types[tokens].shape), packed(table, types), View(y, types[y].shape)
+    return Binding(views, {"W": dtype})
+
+
+def bind_matmul_float(node: Node, types: Types) -> Binding | None:
+    x, w, y = *node.inputs, node.output.name
+    dtype = FLOAT_SCHEMES.get(types[w].scheme)
+    if dtype is None:
+        return None
+    views = View(x, types[x].shape), packed(w, types), View(y, types[y].shape)
+    return Binding(views, {"W": dtype, "staged": bool(node.prologue)})
+
+
+def bind_rope(node: Node, types: Types) -> Binding:
+    x, angles = node.inputs
+    heads = int(node.attr("heads"))
+    y = by_head(node.output.name, types, heads)
+    return Binding((by_head(x, types, heads), View(angles, types[angles].shape), y))
+
+
+def bind_kv_write(node: Node, types: Types) -> Binding:
+    kv, k, v, *addressing = node.inputs
+    kv_heads = types[kv].shape[3].static or 0
+    views = (
+        View(kv, types[kv].shape),
+        by_head(k, types, kv_heads),
+        by_head(v, types, kv_heads),
+        *(View(name, types[name].shape) for name in addressing),
+    )
+    return Binding(views, {"KV": types[kv].dtype}, {"layer": int(node.attr("layer"))})
+
+
+def bind_attention(node: Node, types: Types) -> Binding:
+    q, kv, *addressing = node.inputs
+    heads = int(node.attr("heads"))
+    views = (
+        by_head(q, types, heads),
+        View(kv, types[kv].shape),
+        *(View(name, types[name].shape) for name in addressing),
+        by_head(node.output.name, types, heads),
+    )
+    constants = {"KV": types[kv].dtype, "scale": float(node.attr("scale"))}
+    return Binding(views, constants, {"layer": int(node.attr("layer"))})
+
+
+MATMUL_HOLES = ("prologue", "epilogue")
+ROWS = (
+    KernelDef("embed", "embed", embed_float, bind_embed_float),
+    KernelDef("select_rows", "select_rows", select_rows, bind_plain),
+    KernelDef("rmsnorm", "rmsnorm", rmsnorm, bind_norm),
+    KernelDef("rms_scale", "rms_scale", rms_scale, bind_norm),
+    KernelDef(
+        "gemv", "matmul", matmul_float, bind_matmul_float,
+        (("tokens", 1), ("blocks", 4)), max_rows=GEMV_ROWS, holes=MATMUL_HOLES,
+    ),
+    KernelDef(
+        "gemm", "matmul", matmul_float, bind_matmul_float,
+        (("tokens", 6), ("blocks", 2)), min_rows=GEMV_ROWS + 1, holes=MATMUL_HOLES, chunk=4,
+    ),
+    KernelDef("rope", "rope", rope, bind_rope, chunk=8),
+    KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, chunk=8),
+    KernelDef("attention", "attention", attention, bind_attention),
+    *(
+        KernelDef(
+            f"elementwise_{op}", op, elementwise, bind_elementwise,
+            (("width", 512),), holes=("apply",),
+        )
+        for op in ("add", "mul", "silu", "add_bias", "normalize")
+    ),
+)  # fmt: skip
+
+LIBRARY = Library(
+    {row.name: row for row in ROWS},
+    {"add": add, "mul": mul, "silu": silu, "add_bias": add_bias, "normalize": normalize},
+)

@@ -1,0 +1,196 @@
+"""The whole compiler on one page: recipe -> checkpoint -> graph -> program -> bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ondevice import targets
+from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
+from ondevice.bundle.program import KvCache, Program
+from ondevice.bundle.program_text import print_program
+from ondevice.bundle.write import BundleWriter
+from ondevice.checkpoint.open import Checkpoint, open_checkpoint
+from ondevice.checkpoint.weights import bind
+from ondevice.codegen.compile import compile_kernels, model_library
+from ondevice.codegen.link import NATIVE, compile_runtime
+from ondevice.debug import Dump
+from ondevice.dtypes import DTYPES, DType
+from ondevice.errors import CheckpointError, RecipeError, nearest
+from ondevice.graph.graph import Graph
+from ondevice.graph.text import print_graph
+from ondevice.graph.verify import verify
+from ondevice.kernels import LIBRARY
+from ondevice.lang.kernel_ir import Kernel
+from ondevice.lang.text import print_kernel
+from ondevice.models import Family, family_of, trace
+from ondevice.models.family import ModelConfig
+from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
+from ondevice.passes.context import Context
+from ondevice.passes.schedule import Frame, schedule
+from ondevice.quant.policy import WeightPlan, plan
+from ondevice.quant.stream import stream
+from ondevice.recipe import Recipe
+from ondevice.targets import Target
+
+LOGIT_ROWS = 64  # most rows of logits that one step gives
+
+
+def build(
+    recipe: Recipe, out: Path, dump: Dump | None = None, stop_after: str | None = None
+) -> Path:
+    """Compile the recipe's model into the bundle directory `out`; returns its absolute path.
+
+    `dump` receives every stage as text. `stop_after` names the pass that ends the build early;
+    then nothing is written and the dump's directory is returned. Raises OndeviceError.
+    """
+    _check_passes((*recipe.passes.disable, *([stop_after] if stop_after else ())))
+    target = targets.load(recipe.target)
+    with open_checkpoint(recipe.model) as checkpoint:
+        family = family_of(checkpoint.architecture)
+        config = family.parse_config(checkpoint.config)
+        tensors = bind(family.weights(config), checkpoint.tensors)
+        weights = plan(family.weights(config).shapes(), recipe.quant)
+        frame = _frame(recipe, config, weights)
+        graph = _trace(family, config, frame, weights)
+        compiled = _lower(graph, recipe, Context(target, LIBRARY), frame, dump, stop_after)
+        if compiled is None:
+            assert dump is not None
+            return dump.directory
+        library = model_library(
+            compiled.program, compile_kernels(compiled.program, compiled.kernels, target, dump), target
+        )
+        with BundleWriter(out) as writer:
+            names = _write_code(writer, compiled.program, library, target)
+            tokenizer = _write_tokenizer(writer, checkpoint)
+            with writer.weights(compiled.program.abi_hash, weights.size_bytes) as file:
+                for piece in stream(weights.entries, tensors):
+                    file.write(piece)
+            return writer.finish(
+                name=recipe.name,
+                target=target.name,
+                variants=[variant.name for variant in target.cpu.variants],
+                abi_hash=compiled.program.abi_hash,
+                model=_model_info(checkpoint, config, compiled.program),
+                tokenizer=tokenizer,
+                libraries=names,
+                tensors=weights.entries,
+            )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program and the kernels it names, in its order."""
+
+    program: Program
+    kernels: tuple[Kernel, ...]
+
+
+def _trace(family: Family[Any], config: ModelConfig, frame: Frame, weights: WeightPlan) -> Graph:
+    return trace(
+        family,
+        config,
+        weight_types=weights.types,
+        context_tokens=frame.context_tokens,
+        kv_dtype=frame.kv.dtype,
+    )
+
+
+def _lower(
+    graph: Graph,
+    recipe: Recipe,
+    context: Context,
+    frame: Frame,
+    dump: Dump | None,
+    stop_after: str | None,
+) -> Compiled | None:
+    """Run the passes, each verified and dumped; None where `stop_after` ended it."""
+    disabled = recipe.passes.disable
+    verify(graph)
+    if dump:
+        dump.stage("trace", "graph", print_graph(graph))
+    for row in PASSES:
+        rewrite = row.trivial if row.name in disabled else row.rewrite
+        graph = verify(rewrite(graph, context))
+        if dump:
+            dump.stage(row.name, "graph", print_graph(graph))
+        if stop_after == row.name:
+            return None
+    program, kernels = schedule(graph, context, frame, barriers_everywhere=SCHEDULE in disabled)
+    if dump:
+        dump.stage("program", "txt", print_program(program))
+        for kernel, row_ in zip(kernels, program.kernels, strict=True):
+            dump.file(f"kernels/{row_.symbol}.kir", print_kernel(kernel))
+    return None if stop_after == SCHEDULE else Compiled(program, kernels)
+
+
+def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
+    kv = KvCache(config.layers, config.kv_heads, config.head_dim, _kv_dtype(recipe, weights))
+    context_tokens = recipe.context_for(config.context_tokens)
+    return Frame(
+        name=recipe.name,
+        vocab_size=config.vocab_size,
+        context_tokens=context_tokens,
+        prefill_chunk_tokens=min(recipe.prefill_chunk_tokens, context_tokens),
+        logit_rows=LOGIT_ROWS,
+        kv=kv,
+        ropes=(config.rope,),
+        weights=weights.entries,
+        weights_bytes=weights.size_bytes,
+    )
+
+
+def _kv_dtype(recipe: Recipe, weights: WeightPlan) -> DType:
+    if recipe.kv.dtype != "auto":
+        return DTYPES[recipe.kv.dtype]
+    exact = all(entry.scheme in ("", "f32") for entry in weights.entries)
+    return DTYPES["f32" if exact else "f16"]
+
+
+def _write_code(
+    writer: BundleWriter, program: Program, library: bytes, target: Target
+) -> Libraries:
+    libraries = Libraries(
+        runtime=f"lib/{target.runtime_library}",
+        model=f"lib/{target.model_library_name(program.abi_hash)}",
+    )
+    writer.add(libraries.runtime, compile_runtime(target))
+    writer.add(libraries.model, library)
+    writer.add("include/ondevice.h", (NATIVE / "ondevice.h").read_bytes())
+    return libraries
+
+
+def _write_tokenizer(writer: BundleWriter, checkpoint: Checkpoint) -> TokenizerInfo:
+    """Copy tokenizer.json, and say which tokens begin and end a text."""
+    if not checkpoint.tokenizer.is_file():
+        raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; save the tokenizer there")
+    writer.add("tokenizer/tokenizer.json", checkpoint.tokenizer.read_bytes())
+    merged = {**checkpoint.config, **checkpoint.generation_config}
+    ends = merged.get("eos_token_id")
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    return TokenizerInfo(
+        file="tokenizer/tokenizer.json",
+        bos_token_id=merged.get("bos_token_id"),
+        eos_token_ids=tuple(ends),
+        add_bos=True,
+    )
+
+
+def _model_info(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> ModelInfo:
+    return ModelInfo(
+        architecture=checkpoint.architecture,
+        vocab_size=config.vocab_size,
+        context_tokens=program.context_tokens,
+        prefill_chunk_tokens=program.prefill_chunk_tokens,
+        hidden_size=config.hidden_size,
+        layers=config.layers,
+        kv_dtype=program.kv.dtype.name,
+    )
+
+
+def _check_passes(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in PASS_NAMES:
+            raise RecipeError(f"unknown pass {name!r}{nearest(name, PASS_NAMES)}")

@@ -1,0 +1,160 @@
+"""Program as text: one line for each row, and the same Program back from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+from ondevice.bundle.program import (
+    Argument,
+    KvCache,
+    Launch,
+    Program,
+    ProgramKernel,
+    Rope,
+    Slot,
+    Space,
+    StepBuffer,
+    WeightEntry,
+)
+from ondevice.dims import Extent
+from ondevice.dtypes import DTYPES
+from ondevice.errors import BundleError
+
+T = TypeVar("T")
+
+SIZES = (
+    "vocab_size", "context_tokens", "prefill_chunk_tokens", "logit_rows", "weights_bytes",
+)  # fmt: skip
+
+
+def print_program(program: Program) -> str:
+    """The launch table and all it refers to; `parse_program` reads it back."""
+    kv = program.kv
+    lines = [f"program {program.name}", *(f"{name} {getattr(program, name)}" for name in SIZES)]
+    lines.append(f"kv {kv.layers} layers {kv.kv_heads} heads {kv.head_dim} {kv.dtype}")
+    for rope in program.ropes:
+        lines.append(f"rope {rope.scale!r} {' '.join(f'{f!r}' for f in rope.inv_freq)}")
+    lines += [f"slot {slot.size_bytes} # {slot.name}" for slot in program.slots]
+    lines += [f"kernel {k.symbol} {k.scratch_bytes} {k.text_sha256}" for k in program.kernels]
+    lines += [_weight(entry) for entry in program.weights]
+    lines += [_launch(launch) for launch in program.launches]
+    return "\n".join(lines) + "\n"
+
+
+def parse_program(text: str) -> Program:
+    """The inverse of `print_program`. Raises BundleError with the line that does not fit."""
+    return _Parser(text).program()
+
+
+def _weight(entry: WeightEntry) -> str:
+    shape = "x".join(map(str, entry.shape))
+    scheme = entry.scheme or "-"
+    return f"weight {scheme} {entry.layout} {shape} {entry.offset} {entry.size_bytes} # {entry.name}"
+
+
+def _launch(launch: Launch) -> str:
+    arguments = " ".join(map(_argument, launch.arguments))
+    scalars = " ".join(map(str, launch.scalars))
+    return (
+        f"launch {'barrier' if launch.barrier else 'free'} {launch.kernel} ({arguments}) ({scalars})"
+        f" tasks {launch.tasks} by {launch.chunk}"
+        f" when {launch.min_rows}..{launch.max_rows} {launch.rows} # {launch.source}"
+    )
+
+
+def _argument(argument: Argument) -> str:
+    name = argument.space.name.lower()
+    if argument.space == Space.STEP and argument.index in list(StepBuffer):
+        return f"{name}:{StepBuffer(argument.index).name.lower()}+{argument.offset}"
+    return f"{name}:{argument.index}+{argument.offset}"
+
+
+class _Parser:
+    """Lines by their first word, in the order that `print_program` writes them."""
+
+    def __init__(self, text: str) -> None:
+        self.lines = [line for line in text.split("\n") if line]
+        self.at = 0
+
+    def program(self) -> Program:
+        name = self.one("program (.+)", str)
+        sizes = {key: self.one(rf"{key} (-?\d+)", int) for key in SIZES}
+        kv = self.match(r"kv (\d+) layers (\d+) heads (\d+) (\w+)")
+        geometry = KvCache(int(kv[1]), int(kv[2]), int(kv[3]), DTYPES[kv[4]])
+        program = Program(
+            name=name,
+            **sizes,
+            kv=geometry,
+            ropes=tuple(self.many("rope ", self.rope)),
+            slots=tuple(self.many("slot ", self.slot)),
+            kernels=tuple(self.many("kernel ", self.kernel)),
+            weights=tuple(self.many("weight ", self.weight)),
+            launches=tuple(self.many("launch ", self.launch)),
+        )
+        if self.at != len(self.lines):
+            self.fail("a line that no program has")
+        return program
+
+    def rope(self) -> Rope:
+        scale, *frequencies = self.match("rope (.+)")[1].split(" ")
+        return Rope(tuple(map(float, frequencies)), float(scale))
+
+    def slot(self) -> Slot:
+        match = self.match("slot (.+) # (.*)")
+        return Slot(match[2], Extent.parse(match[1]))
+
+    def kernel(self) -> ProgramKernel:
+        match = self.match(r"kernel (\S+) (\d+) (\w+)")
+        return ProgramKernel(match[1], int(match[2]), match[3])
+
+    def weight(self) -> WeightEntry:
+        match = self.match(r"weight (\S+) (\S+) ([\dx]+) (\d+) (\d+) # (.*)")
+        shape = tuple(map(int, match[3].split("x")))
+        scheme = "" if match[1] == "-" else match[1]
+        return WeightEntry(match[6], scheme, shape, match[2], int(match[4]), int(match[5]))
+
+    def launch(self) -> Launch:
+        match = self.match(
+            r"launch (barrier|free) (\d+) \((\S+(?: \S+)*)\) \(((?:\S+(?: \S+)*)?)\)"
+            r" tasks (\S+) by (\d+) when (\d+)\.\.(\d+) (\S+) # (.*)"
+        )
+        return Launch(
+            kernel=int(match[2]),
+            arguments=tuple(map(self.argument, match[3].split())),
+            scalars=tuple(map(Extent.parse, match[4].split())),
+            tasks=Extent.parse(match[5]),
+            chunk=int(match[6]),
+            rows=Extent.parse(match[9]),
+            min_rows=int(match[7]),
+            max_rows=int(match[8]),
+            barrier=match[1] == "barrier",
+            source=match[10],
+        )
+
+    def argument(self, text: str) -> Argument:
+        match = re.fullmatch(r"(\w+):(\w+)\+(\d+)", text)
+        if not match or match[1].upper() not in Space.__members__:
+            self.fail(f"{text!r} is no argument")
+        space = Space[match[1].upper()]
+        index = int(match[2]) if match[2].isdigit() else int(StepBuffer[match[2].upper()])
+        return Argument(space, index, int(match[3]))
+
+    def many(self, start: str, row: Callable[[], T]) -> Iterator[T]:
+        while self.at < len(self.lines) and self.lines[self.at].startswith(start):
+            yield row()
+
+    def one(self, pattern: str, kind: Callable[[str], T]) -> T:
+        return kind(self.match(pattern)[1])
+
+    def match(self, pattern: str) -> re.Match[str]:
+        line = self.lines[self.at] if self.at < len(self.lines) else ""
+        match = re.fullmatch(pattern, line)
+        if match is None:
+            self.fail(f"expected {pattern!r}, not {line!r}")
+        self.at += 1
+        return match
+
+    def fail(self, what: str) -> NoReturn:
+        raise BundleError(f"program text, line {self.at + 1}: {what}")

@@ -1,0 +1,63 @@
+"""Kernels -> objects, one for each CPU variant, and objects -> libmodel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import llvmlite
+
+from ondevice.bundle.program import Program
+from ondevice.codegen.cache import cached
+from ondevice.codegen.descriptor import emit_descriptor
+from ondevice.codegen.emit import emit_object
+from ondevice.codegen.link import link_library
+from ondevice.codegen.llvm import print_function, print_module
+from ondevice.debug import Dump
+from ondevice.lang.kernel_ir import Kernel
+from ondevice.targets import Target
+from ondevice.targets.target import CpuVariant
+
+
+@dataclass(frozen=True)
+class CompiledVariant:
+    """All kernels of a program for one CPU variant."""
+
+    variant: CpuVariant
+    symbols: Mapping[str, str]  # the kernel's symbol -> its symbol in this variant
+    object: bytes
+
+
+def compile_kernels(
+    program: Program, kernels: Sequence[Kernel], target: Target, dump: Dump | None = None
+) -> list[CompiledVariant]:
+    """Every kernel for every CPU variant of the target, the variants side by side."""
+
+    def compiled(variant: CpuVariant) -> CompiledVariant:
+        symbols = {row.symbol: f"{row.symbol}_{variant.name}" for row in program.kernels}
+        features = frozenset(variant.features)
+        functions = [
+            print_function(kernel, symbols[row.symbol], features)
+            for kernel, row in zip(kernels, program.kernels, strict=True)
+        ]
+        text = print_module(functions, target.triple)
+        if dump:
+            dump.file(f"kernels/{variant.name}.ll", text)
+        key = ["llvm", llvmlite.__version__, target.triple, target.cpu.baseline, text]
+        data = cached(key, lambda: emit_object(text, target.triple, target.cpu.baseline))
+        return CompiledVariant(variant, symbols, data)
+
+    with ThreadPoolExecutor(max_workers=len(target.cpu.variants)) as pool:
+        return list(pool.map(compiled, target.cpu.variants))
+
+
+def model_library(
+    program: Program, variants: Sequence[CompiledVariant], target: Target
+) -> bytes:
+    """libmodel: the variants' kernels behind one exported descriptor."""
+    rows = [(v.variant.name, frozenset(v.variant.features), v.symbols) for v in variants]
+    text = print_module([], target.triple, emit_descriptor(program, rows))
+    descriptor = emit_object(text, target.triple, target.cpu.baseline)
+    objects = [*(v.object for v in variants), descriptor]
+    return link_library(objects, target, target.model_library_name(program.abi_hash))

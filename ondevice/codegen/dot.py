@@ -1,0 +1,151 @@
+"""`dot4` on every CPU: acc[i] += sum_j u[4i+j] * s[4i+j], exact on all of them.
+
+Chosen by feature, best first. The widths in names are bits of the registers used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ondevice.codegen.writer import Writer
+from ondevice.lang.kernel_ir import Op
+
+BYTES = "<64 x i8>"
+SUMS = "<16 x i32>"
+Part = Callable[[Writer, str, str, str], str]
+
+
+def lower_dot4(out: Writer, op: Op, args: list[str]) -> str:
+    """`op.name` is dot4 or dot4_u7 (every u <= 127)."""
+    acc, u, s = args
+    small = op.name == "dot4_u7"
+    has = out.features.__contains__
+    if has("avx512vnni"):
+        return out.pure(
+            f"call {SUMS} @llvm.x86.avx512.vpdpbusd.512({SUMS} {acc}, {BYTES} {u}, {BYTES} {s})"
+        )
+    if has("avxvnni"):
+        return by_parts(out, 2, vnni_256, acc, u, s)
+    if has("avx2"):
+        return by_parts(out, 2, maddubs_u7 if small else maddubs, acc, u, s)
+    if has("i8mm"):
+        return by_parts(out, 4, usdot, acc, u, s)
+    if has("dotprod"):
+        return by_parts(out, 4, sdot if small else sdot_shifted, acc, u, s)
+    return by_parts(out, 4, neon if has("neon") else widened, acc, u, s)
+
+
+def by_parts(out: Writer, parts: int, one: Part, acc: str, u: str, s: str) -> str:
+    """Split the operands into `parts` registers, apply `one` to each, join the results."""
+    lanes, results = 16 // parts, []
+    for i in range(parts):
+        sums = list(range(i * lanes, (i + 1) * lanes))
+        places = list(range(4 * i * lanes, 4 * (i + 1) * lanes))
+        results.append(
+            one(
+                out,
+                out.shuffle(SUMS, acc, "poison", sums),
+                out.shuffle(BYTES, u, "poison", places),
+                out.shuffle(BYTES, s, "poison", places),
+            )
+        )
+    while len(results) > 1:
+        type = f"<{lanes} x i32>"
+        pairs = zip(results[::2], results[1::2], strict=True)
+        lanes *= 2
+        results = [out.shuffle(type, a, b, list(range(lanes))) for a, b in pairs]
+    return results[0]
+
+
+# --- x86 -----------------------------------------------------------------------------------------
+
+
+def vnni_256(out: Writer, acc: str, u: str, s: str) -> str:
+    return out.pure(
+        "call <8 x i32> @llvm.x86.avx512.vpdpbusd.256"
+        f"(<8 x i32> {acc}, <32 x i8> {u}, <32 x i8> {s})"
+    )
+
+
+def pair_sums(out: Writer, u: str, s: str, weight: int) -> str:
+    """`weight * sum of four`, where no pair of products leaves i16."""
+    pairs = out.pure(f"call <16 x i16> @llvm.x86.avx2.pmadd.ub.sw(<32 x i8> {u}, <32 x i8> {s})")
+    return out.pure(
+        "call <8 x i32> @llvm.x86.avx2.pmadd.wd"
+        f"(<16 x i16> {pairs}, <16 x i16> splat (i16 {weight}))"
+    )
+
+
+def maddubs_u7(out: Writer, acc: str, u: str, s: str) -> str:
+    """Two products of u <= 127 sum to at most 2 * 127 * 128 < 2^15: no saturation."""
+    return out.pure(f"add <8 x i32> {acc}, {pair_sums(out, u, s, 1)}")
+
+
+def maddubs(out: Writer, acc: str, u: str, s: str) -> str:
+    """u = (u & 127) + 128 * (u >> 7): two exact halves where one pmaddubsw would saturate."""
+    low = out.pure(f"and <32 x i8> {u}, splat (i8 127)")
+    top = out.pure(f"lshr <32 x i8> {u}, splat (i8 7)")
+    total = out.pure(f"add <8 x i32> {acc}, {pair_sums(out, low, s, 1)}")
+    return out.pure(f"add <8 x i32> {total}, {pair_sums(out, top, s, 128)}")
+
+
+# --- arm64 ---------------------------------------------------------------------------------------
+
+
+def arm_dot(name: str) -> Part:
+    def part(out: Writer, acc: str, u: str, s: str) -> str:
+        return out.pure(
+            f"call <4 x i32> @llvm.aarch64.neon.{name}.v4i32.v16i8"
+            f"(<4 x i32> {acc}, <16 x i8> {u}, <16 x i8> {s})"
+        )
+
+    return part
+
+
+usdot = arm_dot("usdot")
+sdot = arm_dot("sdot")
+
+
+def sdot_shifted(out: Writer, acc: str, u: str, s: str) -> str:
+    """u * s = (u - 128) * s + 64 * s + 64 * s, all signed."""
+    shifted = out.pure(f"xor <16 x i8> {u}, splat (i8 -128)")
+    total = sdot(out, acc, shifted, s)
+    for _ in range(2):
+        total = sdot(out, total, "splat (i8 64)", s)
+    return total
+
+
+def products(out: Writer, u: str, s: str) -> str:
+    """Sixteen products; 255 * -128 still fits i16."""
+    wide_u = out.pure(f"zext <16 x i8> {u} to <16 x i16>")
+    wide_s = out.pure(f"sext <16 x i8> {s} to <16 x i16>")
+    return out.pure(f"mul <16 x i16> {wide_u}, {wide_s}")
+
+
+def neon(out: Writer, acc: str, u: str, s: str) -> str:
+    """Pairwise widening adds."""
+    product = products(out, u, s)
+    halves = []
+    for first in (0, 8):
+        part = out.shuffle("<16 x i16>", product, "poison", list(range(first, first + 8)))
+        halves.append(
+            out.pure(f"call <4 x i32> @llvm.aarch64.neon.saddlp.v4i32.v8i16(<8 x i16> {part})")
+        )
+    sums = out.pure(
+        "call <4 x i32> @llvm.aarch64.neon.addp.v4i32"
+        f"(<4 x i32> {halves[0]}, <4 x i32> {halves[1]})"
+    )
+    return out.pure(f"add <4 x i32> {acc}, {sums}")
+
+
+# --- any target ----------------------------------------------------------------------------------
+
+
+def widened(out: Writer, acc: str, u: str, s: str) -> str:
+    """Every fourth product, four times."""
+    product, total = products(out, u, s), acc
+    for j in range(4):
+        part = out.shuffle("<16 x i16>", product, "poison", list(range(j, 16, 4)))
+        wide = out.pure(f"sext <4 x i16> {part} to <4 x i32>")
+        total = out.pure(f"add <4 x i32> {total}, {wide}")
+    return total

@@ -1,0 +1,265 @@
+"""Prints a Kernel as an LLVM function: text, in SSA form, vectors spelled out.
+
+The kernel language is structured, so SSA needs no analysis: a loop or branch gets one phi for each
+variable that it changes. Equal pure instructions of enclosing blocks are reused by their text,
+which leaves nothing for LLVM's middle end; kernels go straight to code generation.
+
+Compiled ABI, see docs/architecture.md: tasks [begin, end) of the flattened parallel loop.
+
+    void symbol(void *const buffers[], const int32_t scalars[], int32_t begin, int32_t end,
+                void *scratch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ondevice.codegen.operators import LOWERINGS, mask_of
+from ondevice.codegen.writer import Writer, constant_text, llvm_type
+from ondevice.lang.kernel_ir import (
+    INDEX,
+    Assign,
+    Buffer,
+    Const,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Op,
+    Stmt,
+    Store,
+    Type,
+    Var,
+    walk_statements,
+)
+
+
+def print_function(kernel: Kernel, symbol: str, features: frozenset[str]) -> str:
+    """The definition of `kernel` as `symbol` for a CPU with these LLVM features."""
+    return FunctionPrinter(kernel, features).definition(symbol)
+
+
+def print_module(functions: Iterable[str], triple: str, extra: str = "") -> str:
+    """A module of function definitions; `extra` is any further text, such as constants."""
+    return f'target triple = "{triple}"\n\n' + "\n".join([*functions, extra])
+
+
+def function_attributes(features: frozenset[str]) -> str:
+    """Attributes that let several CPU variants share one object."""
+    text = "nounwind"
+    if features:
+        text += f' "target-features"="{",".join("+" + f for f in sorted(features))}"'
+    if "avx512f" in features:
+        text += ' "prefer-vector-width"="512" "min-legal-vector-width"="512"'
+    return text
+
+
+class FunctionPrinter:
+    """One function; `names` maps the kernel's variables to their current SSA values."""
+
+    def __init__(self, kernel: Kernel, features: frozenset[str]) -> None:
+        self.kernel = kernel
+        self.features = features
+        self.out = Writer(features)
+        self.names: dict[str, str] = {}
+        self.pointers: dict[str, str] = {}
+        self.buffers = {b.name: b for b in (*kernel.buffers, *kernel.scratch)}
+
+    def definition(self, symbol: str) -> str:
+        out = self.out
+        self.prologue()
+        extents = [self.value(e) for e in self.kernel.extents]
+        extents = [out.pure(f"trunc i64 {e} to i32") for e in extents]
+        body, latch, done = out.label(), out.label(), out.label()
+        guard = out.pure("icmp slt i32 %begin, %end")
+        out.line(f"br i1 {guard}, label %{body}, label %{done}")
+        entry = out.block
+        out.enter(body)
+        task, following = out.name(), out.name()
+        out.line(f"{task} = phi i32 [ %begin, %{entry} ], [ {following}, %{latch} ]")
+        self.split_task(task, extents)
+        self.statements(self.kernel.body)
+        out.line(f"br label %{latch}")
+        out.enter(latch)
+        out.line(f"{following} = add i32 {task}, 1")
+        more = out.pure(f"icmp slt i32 {following}, %end")
+        out.line(f"br i1 {more}, label %{body}, label %{done}")
+        out.enter(done)
+        out.line("ret void")
+        head = "ptr %buffers, ptr %scalars, i32 %begin, i32 %end, ptr noalias %scratch"
+        attributes = function_attributes(self.features)
+        # Slots of masked memory live in the entry block: an alloca in a loop would eat the stack.
+        text = "\n".join(["entry:", *out.slots, *out.lines])
+        return f"define void @{symbol}({head}) {attributes} {{\n{text}\n}}\n"
+
+    def prologue(self) -> None:
+        """Pointers of buffers and scratch, values of the scalars."""
+        out = self.out
+        for i, buffer in enumerate(self.kernel.buffers):
+            place = out.pure(f"getelementptr ptr, ptr %buffers, i64 {i}")
+            self.pointers[buffer.name] = out.pure(f"load ptr, ptr {place}")
+        for name, offset in self.kernel.scratch_offsets.items():
+            self.pointers[name] = out.pure(f"getelementptr i8, ptr %scratch, i64 {offset}")
+        for i, name in enumerate(self.kernel.scalars):
+            place = out.pure(f"getelementptr i32, ptr %scalars, i64 {i}")
+            self.names[name] = out.pure(f"sext i32 {out.pure(f'load i32, ptr {place}')} to i64")
+
+    def split_task(self, task: str, extents: list[str]) -> None:
+        """Task variables from the flattened task number, row-major, in 32-bit arithmetic."""
+        out = self.out
+        rest = task
+        for name, extent in reversed(list(zip(self.kernel.tasks, extents, strict=True))[1:]):
+            quotient = out.pure(f"udiv i32 {rest}, {extent}")
+            whole = out.pure(f"mul i32 {quotient}, {extent}")
+            place, rest = out.pure(f"sub i32 {rest}, {whole}"), quotient
+            self.names[name] = out.pure(f"zext i32 {place} to i64")
+        self.names[self.kernel.tasks[0]] = out.pure(f"zext i32 {rest} to i64")
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def statements(self, body: tuple[Stmt, ...]) -> None:
+        for statement in body:
+            match statement:
+                case Assign(name, value):
+                    self.names[name] = self.value(value)
+                case Store():
+                    self.store(statement)
+                case For():
+                    self.loop(statement)
+                case If():
+                    self.branch(statement)
+
+    def changed(self, *bodies: tuple[Stmt, ...]) -> dict[str, str]:
+        """Variables of the enclosing blocks that the bodies assign, with their LLVM types."""
+        return {
+            s.name: llvm_type(s.value.type)
+            for body in bodies
+            for s in walk_statements(body)
+            if isinstance(s, Assign) and s.name in self.names
+        }
+
+    def loop(self, loop: For) -> None:
+        """A guarded bottom-tested loop: one phi per changed variable at its head and its exit."""
+        out = self.out
+        start, stop = self.value(loop.start), self.value(loop.stop)
+        changed = self.changed(loop.body)
+        before = {name: self.names[name] for name in changed}
+        body, latch, done = out.label(), out.label(), out.label()
+        entry = out.block
+        certain = is_certain(loop)
+        if certain:
+            out.line(f"br label %{body}")
+        else:
+            guard = out.pure(f"icmp slt i64 {start}, {stop}")
+            out.line(f"br i1 {guard}, label %{body}, label %{done}")
+        out.enter(body)
+        counter, following = out.name(), out.name()
+        out.line(f"{counter} = phi i64 [ {start}, %{entry} ], [ {following}, %{latch} ]")
+        phis = {name: out.name() for name in changed}
+        head = out.reserve(len(changed))
+        visible = dict(self.names)
+        self.names |= phis | {loop.name: counter}
+        with out.scope():
+            self.statements(loop.body)
+            out.line(f"br label %{latch}")
+            out.enter(latch)
+            out.line(f"{following} = add nuw nsw i64 {counter}, {loop.step}")
+            more = out.pure(f"icmp slt i64 {following}, {stop}")
+            out.line(f"br i1 {more}, label %{body}, label %{done}")
+        after = {name: self.names[name] for name in changed}
+        for place, (name, type) in enumerate(changed.items(), head):
+            edges = f"[ {before[name]}, %{entry} ], [ {after[name]}, %{latch} ]"
+            out.lines[place] = f"  {phis[name]} = phi {type} {edges}"
+        out.enter(done)
+        self.names = visible
+        for name, type in changed.items():
+            edges = f"[ {after[name]}, %{latch} ]"
+            if not certain:
+                edges += f", [ {before[name]}, %{entry} ]"
+            self.names[name] = out.fresh(f"phi {type} {edges}")
+
+    def branch(self, statement: If) -> None:
+        """Both sides meet in phis of the variables that either changes."""
+        out = self.out
+        condition = self.value(statement.condition)
+        changed = self.changed(statement.then, statement.orelse)
+        sides = (statement.then, statement.orelse)
+        labels, done = (out.label(), out.label()), out.label()
+        out.line(f"br i1 {condition}, label %{labels[0]}, label %{labels[1]}")
+        visible = dict(self.names)
+        ends: list[tuple[str, dict[str, str]]] = []
+        for label, side in zip(labels, sides, strict=True):
+            out.enter(label)
+            self.names = dict(visible)
+            with out.scope():
+                self.statements(side)
+            ends.append((out.block, self.names))
+            out.line(f"br label %{done}")
+        out.enter(done)
+        self.names = visible
+        for name, type in changed.items():
+            edges = ", ".join(f"[ {names[name]}, %{block} ]" for block, names in ends)
+            self.names[name] = out.fresh(f"phi {type} {edges}")
+
+    # --- expressions and memory ------------------------------------------------------------------
+
+    def value(self, expr: Expr) -> str:
+        """The operand (without its type) that holds `expr`."""
+        match expr:
+            case Const():
+                return constant_text(expr)
+            case Var(_, name):
+                return self.names[name]
+            case Load():
+                return self.load(expr)
+            case Op(_, name, args):
+                return LOWERINGS[name](self.out, expr, [self.value(a) for a in args])
+
+    def address(self, buffer: Buffer, indices: tuple[Expr, ...]) -> str:
+        """Pointer to an element, row-major (Horner's scheme over the dims)."""
+        out, offset = self.out, self.value(indices[0])
+        for dim, place in zip(buffer.dims[1:], indices[1:], strict=True):
+            size = self.names[dim] if isinstance(dim, str) else str(dim)
+            if offset != "0":
+                offset = out.pure(f"mul i64 {offset}, {size}")
+            step = self.value(place)
+            if step != "0":
+                offset = step if offset == "0" else out.pure(f"add i64 {offset}, {step}")
+        element = llvm_type(Type(buffer.dtype))
+        return out.pure(f"getelementptr {element}, ptr {self.pointers[buffer.name]}, i64 {offset}")
+
+    def alignment(self, buffer: Buffer) -> int:
+        """Weights lie at any multiple of 4 bytes, so no load may promise more."""
+        return min(4, buffer.dtype.bytes)
+
+    def load(self, load: Load) -> str:
+        buffer, type = self.buffers[load.buffer], llvm_type(load.type)
+        pointer, align = self.address(buffer, load.indices), self.alignment(buffer)
+        if load.count is None:
+            return self.out.fresh(f"load {type}, ptr {pointer}, align {align}")
+        count = self.clamped(load.count, load.type.lanes)
+        return mask_of(self.out, load.type).load(self.out, load.type, pointer, align, count)
+
+    def store(self, store: Store) -> None:
+        buffer, type = self.buffers[store.buffer], store.value.type
+        value = self.value(store.value)
+        pointer, align = self.address(buffer, store.indices), self.alignment(buffer)
+        if store.count is None:
+            self.out.line(f"store {llvm_type(type)} {value}, ptr {pointer}, align {align}")
+            return
+        count = self.clamped(store.count, type.lanes)
+        mask_of(self.out, type).store(self.out, type, value, pointer, align, count)
+
+    def clamped(self, count: Expr, lanes: int) -> str:
+        """`count` limited to 0..lanes, as i32."""
+        limit = Op(INDEX, "min", (Op(INDEX, "max", (count, Const(INDEX, 0))), Const(INDEX, lanes)))
+        return self.out.pure(f"trunc i64 {self.value(limit)} to i32")
+
+
+def is_certain(loop: For) -> bool:
+    """Whether the loop is known to run at least once."""
+    match loop.start, loop.stop:
+        case Const(_, start), Const(_, stop):
+            return start < stop
+    return False

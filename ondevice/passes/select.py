@@ -1,0 +1,30 @@
+"""Which kernel computes a node, by the number of rows it gets when the step runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ondevice.graph.graph import Choice, Graph
+from ondevice.lang.library import ALL_ROWS
+from ondevice.passes.context import Context
+
+
+def select(graph: Graph, context: Context) -> Graph:
+    """Gives each node all kernels that can compute it, each for its range of rows."""
+    types = graph.types()
+    nodes = []
+    for node in graph.nodes:
+        rows = context.library.candidates(node, types)
+        choices = tuple(Choice(r.name, r.tile, r.min_rows, r.max_rows) for r in rows)
+        nodes.append(replace(node, choices=choices))
+    return graph.with_nodes(tuple(nodes))
+
+
+def select_first(graph: Graph, context: Context) -> Graph:
+    """The trivial form: the first legal kernel, whatever the rows."""
+    types = graph.types()
+    nodes = []
+    for node in graph.nodes:
+        row = context.library.candidates(node, types)[0]
+        nodes.append(replace(node, choices=(Choice(row.name, row.tile, 0, ALL_ROWS),)))
+    return graph.with_nodes(tuple(nodes))

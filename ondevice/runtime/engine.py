@@ -1,0 +1,215 @@
+"""Run a bundle: `Engine` and `Conversation`.
+
+    with Engine("stories260k.bundle") as engine:
+        for piece in engine.generate("Once upon a time", max_tokens=64):
+            print(piece, end="", flush=True)
+
+All generation happens in the C runtime; this file opens bundles and turns tokens into text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice import debug
+from ondevice.bundle.descriptor import model_symbol
+from ondevice.bundle.read import Bundle, open_bundle
+from ondevice.errors import RuntimeFailure
+from ondevice.runtime.native import (
+    EngineInfo,
+    Library,
+    NativeConversation,
+    NativeEngine,
+    Status,
+    model_descriptor,
+)
+from ondevice.runtime.text import StreamDecoder, Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """An open bundle.
+
+    `threads` (None: ONDEVICE_THREADS, else one per core), `conversations` open at the same time,
+    `kv_blocks` of 32 tokens and the CPU `variant` are the runtime's defaults where not given.
+    Raises BundleError and RuntimeFailure.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        threads: int | None = None,
+        conversations: int = 0,
+        kv_blocks: int = 0,
+        variant: str | None = None,
+    ) -> None:
+        self.bundle: Bundle = open_bundle(path)
+        manifest = self.bundle.manifest
+        tokenizer = manifest.tokenizer
+        self.tokenizer = Tokenizer(
+            self.bundle.tokenizer_path, tokenizer.bos_token_id if tokenizer.add_bos else None
+        )
+        self._native = NativeEngine(
+            Library(debug.runtime_library() or self.bundle.libondevice),
+            model_descriptor(self.bundle.libmodel, model_symbol(manifest.abi_hash)),
+            self.bundle.weights_path,
+            threads=debug.threads() if threads is None else threads,
+            conversations=conversations,
+            kv_blocks=kv_blocks,
+            variant=variant,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Sizes, the CPU variant in use, and what is free now."""
+        return self._native.info
+
+    def conversation(self) -> Conversation:
+        """A new conversation; close it, or use it in a `with` statement."""
+        return Conversation(self, self._native.conversation())
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Pieces of text that continue `prompt`; see `Conversation.generate_tokens`."""
+        with self.conversation() as conversation:
+            yield from conversation.generate(prompt, max_tokens, temperature, seed)
+
+    def generate_tokens(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Tokens that continue `prompt`; see `Conversation.generate_tokens`."""
+        with self.conversation() as conversation:
+            yield from conversation.generate_tokens(prompt, max_tokens, temperature, seed)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [len(tokens), vocab_size] of a text from its start; row i follows tokens[i]."""
+        with self.conversation() as conversation:
+            return conversation.logits(tokens)
+
+    def close(self) -> None:
+        """Stop all generation, join the threads and free the memory; may be called twice."""
+        self._native.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Conversation:
+    """A text that grows: what was submitted and generated stays in the KV cache."""
+
+    def __init__(self, engine: Engine, native: NativeConversation) -> None:
+        self._engine = engine
+        self._native = native
+        self.ending: Status | None = None  # how the last generation ended
+
+    @property
+    def length(self) -> int:
+        """Tokens that the conversation holds."""
+        return self._native.length
+
+    def generate(
+        self,
+        prompt: Prompt = (),
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Like `generate_tokens`, as text; a piece never ends inside a character."""
+        tokens = self._encode(prompt)
+        decoder = StreamDecoder(self._engine.tokenizer, tokens)
+        for token in self.generate_tokens(tokens, max_tokens, temperature, seed):
+            if piece := decoder.add(token):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def generate_tokens(
+        self,
+        prompt: Prompt = (),
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """Append `prompt` (nothing: continue), then yield tokens as they are generated.
+
+        Ends at an end-of-sequence token (not yielded), after `max_tokens`, or, where that is None,
+        at the end of the context. Leaving the iterator cancels. Raises RuntimeFailure where the
+        prompt does not fit, or the context or the KV cache is full before `max_tokens`.
+        """
+        limit = 2**31 - 1 if max_tokens is None else max_tokens
+        stop_tokens = self._engine.bundle.manifest.tokenizer.eos_token_ids
+        self.ending = None
+        self._native.submit(self._encode(prompt), limit, temperature, seed, stop_tokens)
+        try:
+            while self.ending is None:
+                status, tokens = self._native.read()
+                yield from tokens
+                if status not in (Status.OK, Status.TIMEOUT):
+                    self.ending = status
+        finally:
+            if self.ending is None:
+                self._cancel()
+        unfinished = {Status.KV_FULL} | ({Status.CONTEXT_FULL} if max_tokens is not None else set())
+        if self.ending in unfinished:
+            raise RuntimeFailure(self._native.explain(), self.ending)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append `tokens`; returns their logits [len(tokens), vocab_size]."""
+        info = self._engine.info
+        pieces = [
+            self._native.logits(tokens[i : i + info.logit_rows], info.vocab_size)
+            for i in range(0, len(tokens), info.logit_rows)
+        ]
+        return np.concatenate(pieces) if pieces else np.empty((0, info.vocab_size), np.float32)
+
+    def rewind(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        self._native.rewind(tokens)
+
+    def close(self) -> None:
+        """Cancel what it generates and free its KV blocks; may be called twice."""
+        self._native.close()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
+        return self._engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _cancel(self) -> None:
+        """Cancel, and wait until the conversation is at rest."""
+        self._native.cancel()
+        while self._native.read()[0] in (Status.OK, Status.TIMEOUT):
+            pass

@@ -1,0 +1,277 @@
+"""ondevice.h in Python: the same handles, calls and statuses, with errors raised.
+
+`NativeEngine` and `NativeConversation` only call the C runtime. Each call is short (`read` waits
+for at most its timeout), so Ctrl-C is never held up and other Python threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.errors import RuntimeFailure
+
+API_VERSION = 1
+STOP_TOKENS = 16
+
+
+class Status(IntEnum):
+    """od_status."""
+
+    OK = 0
+    TIMEOUT = 1
+    STOP = 2
+    LENGTH = 3
+    CANCELLED = 4
+    CONTEXT_FULL = 5
+    KV_FULL = 6
+    INVALID = -1
+    BUSY = -2
+    CLOSED = -3
+    FORKED = -4
+    MEMORY = -5
+    MODEL = -6
+    WEIGHTS = -7
+    CPU = -8
+    NUMERIC = -9
+
+
+ENDINGS = tuple(status for status in Status if status > 0)
+
+
+class _Error(ctypes.Structure):
+    _fields_ = [("text", c_char * 256)]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("threads", c_int32),
+        ("conversations", c_int32),
+        ("kv_blocks", c_int32),
+        ("variant", c_char_p),
+    ]
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [
+        ("vocab_size", c_int32),
+        ("context_tokens", c_int32),
+        ("prefill_chunk_tokens", c_int32),
+        ("logit_rows", c_int32),
+        ("threads", c_int32),
+        ("conversations", c_int32),
+        ("kv_blocks", c_int32),
+        ("kv_blocks_free", c_int32),
+        ("model", c_char_p),
+        ("variant", c_char_p),
+    ]
+
+
+class _Sampling(ctypes.Structure):
+    _fields_ = [
+        ("max_tokens", c_int32),
+        ("temperature", c_float),
+        ("seed", c_uint64),
+        ("stop_tokens", POINTER(c_int32)),
+        ("stop_token_count", c_int32),
+    ]
+
+
+# Arguments of each function, without the od_error* that all of them end with.
+_SIGNATURES: dict[str, list[Any]] = {
+    "od_engine_open": [
+        *(ctypes.c_void_p, c_int, c_int64, c_int64, POINTER(_Options)),
+        POINTER(c_uint64),
+    ],
+    "od_engine_close": [c_uint64],
+    "od_engine_describe": [c_uint64, POINTER(_Info)],
+    "od_conversation_open": [c_uint64, POINTER(c_uint64)],
+    "od_conversation_close": [c_uint64],
+    "od_conversation_tokens": [c_uint64, POINTER(c_int32)],
+    "od_rewind": [c_uint64, c_int32],
+    "od_submit": [c_uint64, POINTER(c_int32), c_int32, POINTER(_Sampling)],
+    "od_read": [c_uint64, POINTER(c_int32), c_int32, c_int32, POINTER(c_int32)],
+    "od_cancel": [c_uint64],
+    "od_logits": [c_uint64, POINTER(c_int32), c_int32, POINTER(c_float)],
+}
+
+
+class Library:
+    """A loaded libondevice."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(os.fspath(path.absolute()))
+        except OSError as error:
+            raise RuntimeFailure(f"cannot load the C runtime {path}: {error}") from error
+        version = library.od_version()
+        if version != API_VERSION:
+            raise RuntimeFailure(f"{path} has API version {version}, this Python {API_VERSION}")
+        self._functions = {name: library[name] for name in _SIGNATURES}
+        for name, arguments in _SIGNATURES.items():
+            function = self._functions[name]
+            function.argtypes = [*arguments, POINTER(_Error)]
+            function.restype = c_int
+
+    def call(self, name: str, *arguments: Any, passing: Sequence[Status] = ()) -> Status:
+        """Call `od_<name>`; raises RuntimeFailure on a status not OK and not in `passing`."""
+        error = _Error()
+        status = Status(self._functions[f"od_{name}"](*arguments, byref(error)))
+        if status is not Status.OK and status not in passing:
+            raise RuntimeFailure(error.text.decode(errors="replace"), int(status))
+        return status
+
+
+def model_descriptor(path: Path, symbol: str) -> int:
+    """Address of the `od_model` that the library at `path` exports; it stays loaded for good."""
+    try:
+        return ctypes.addressof(
+            ctypes.c_char.in_dll(ctypes.CDLL(os.fspath(path.absolute())), symbol)
+        )
+    except (OSError, ValueError) as error:
+        raise RuntimeFailure(f"cannot load the compiled model {path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """od_engine_info."""
+
+    vocab_size: int
+    context_tokens: int
+    prefill_chunk_tokens: int
+    logit_rows: int
+    threads: int
+    conversations: int
+    kv_blocks: int
+    kv_blocks_free: int
+    model: str
+    variant: str
+
+
+class NativeEngine:
+    """An engine over the descriptor at address `model` and the weights file at `weights`.
+
+    `threads`, `conversations` and `kv_blocks` may be 0 for the runtime's defaults; `variant` names
+    a CPU variant, None for the best. Raises RuntimeFailure.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        model: int,
+        weights: Path,
+        *,
+        offset: int = 0,
+        threads: int = 0,
+        conversations: int = 0,
+        kv_blocks: int = 0,
+        variant: str | None = None,
+    ) -> None:
+        self.library = library
+        self._handle = c_uint64()
+        options = _Options(
+            threads, conversations, kv_blocks, None if variant is None else variant.encode()
+        )
+        with weights.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size - offset
+            library.call(
+                *("engine_open", model, file.fileno(), offset, length, byref(options)),
+                byref(self._handle),
+            )
+
+    @property
+    def info(self) -> EngineInfo:
+        info = _Info()
+        self.library.call("engine_describe", self._handle, byref(info))
+        values = {name: getattr(info, name) for name, *_ in info._fields_}
+        names = {key: values[key].decode() for key in ("model", "variant")}
+        return EngineInfo(**(values | names))
+
+    def conversation(self) -> NativeConversation:
+        handle = c_uint64()
+        self.library.call("conversation_open", self._handle, byref(handle))
+        return NativeConversation(self, handle)
+
+    def close(self) -> None:
+        """Join all threads and free everything; closing twice is allowed."""
+        self.library.call("engine_close", self._handle, passing=(Status.CLOSED, Status.FORKED))
+
+
+class NativeConversation:
+    """od_conversation."""
+
+    def __init__(self, engine: NativeEngine, handle: c_uint64) -> None:
+        self._call = engine.library.call
+        self._handle = handle
+
+    @property
+    def length(self) -> int:
+        """Tokens that the conversation holds, submitted and generated."""
+        count = c_int32()
+        self._call("conversation_tokens", self._handle, byref(count))
+        return count.value
+
+    def submit(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_tokens: Sequence[int] = (),
+    ) -> None:
+        sampling = _Sampling(
+            max_tokens, temperature, seed, _int32_array(stop_tokens), len(stop_tokens)
+        )
+        self._call("submit", self._handle, _int32_array(tokens), len(tokens), byref(sampling))
+
+    def read(self, capacity: int = 64, timeout_ms: int = 100) -> tuple[Status, list[int]]:
+        """What is there after at most `timeout_ms`, and OK, TIMEOUT or how the generation ended."""
+        buffer = (c_int32 * capacity)()
+        count = c_int32()
+        status = self._call(
+            *("read", self._handle, buffer, capacity, timeout_ms, byref(count)), passing=ENDINGS
+        )
+        return status, buffer[: count.value]
+
+    def explain(self) -> str:
+        """How the last generation ended, in words with the numbers that matter."""
+        try:
+            self._call("read", self._handle, (c_int32 * 1)(), 1, 0, byref(c_int32()))
+        except RuntimeFailure as error:
+            return str(error)
+        return "the conversation is still generating"
+
+    def logits(self, tokens: Sequence[int], vocab_size: int) -> NDArray[np.float32]:
+        """[len(tokens), vocab_size]; returns only when all are computed."""
+        logits = np.empty((len(tokens), vocab_size), np.float32)
+        target = logits.ctypes.data_as(POINTER(c_float))
+        self._call("logits", self._handle, _int32_array(tokens), len(tokens), target)
+        return logits
+
+    def rewind(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        self._call("rewind", self._handle, tokens)
+
+    def cancel(self) -> None:
+        self._call("cancel", self._handle)
+
+    def close(self) -> None:
+        """Free its KV blocks; closing twice, or after the engine, is allowed."""
+        self._call("conversation_close", self._handle, passing=(Status.CLOSED, Status.FORKED))
+
+
+def _int32_array(tokens: Sequence[int]) -> ctypes.Array[c_int32]:
+    """Raises RuntimeFailure on a number that is no int32: ctypes would cut it silently."""
+    for token in tokens:
+        if not -(2**31) <= token < 2**31:
+            raise RuntimeFailure(f"token {token} is not a 32-bit number", Status.INVALID)
+    return (c_int32 * len(tokens))(*tokens)

@@ -1,0 +1,150 @@
+/* Runs a model through ondevice.h from several threads and prints what it said, for the sanitizer
+ * builds: driver LIBMODEL SYMBOL WEIGHTS THREADS TOKEN... */
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "ondevice.h"
+
+enum { CLIENTS = 3, MOST = 40 };
+
+static od_engine engine;
+static int32_t prompt[64];
+static int32_t prompt_length;
+
+typedef struct client {
+    pthread_t thread;
+    int32_t number;
+    int32_t said[MOST];
+    int32_t count;
+} client;
+
+static void check(od_status status, od_status expected, const char *what, const od_error *error) {
+    if (status == expected) return;
+    fprintf(stderr, "%s: %s instead of %s: %s\n", what, od_status_name(status),
+            od_status_name(expected), error->text);
+    exit(1);
+}
+
+static od_status read_all(od_conversation c, int32_t *said, int32_t *count, od_error *error) {
+    for (;;) {
+        int32_t n = 0;
+        od_status status = od_read(c, said + *count, 7, 50, &n, error);
+        *count += n;
+        if (status != OD_OK && status != OD_TIMEOUT) return status;
+    }
+}
+
+/* Two turns of one conversation. */
+static void *talk(void *argument) {
+    client *self = argument;
+    od_conversation c;
+    od_error error;
+    od_sampling sampling = {.max_tokens = 12, .temperature = 0.8F, .seed = 7};
+    check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
+    check(od_submit(c, prompt, prompt_length - self->number, &sampling, &error), OD_OK, "submit",
+          &error);
+    check(od_submit(c, prompt, 1, &sampling, &error), OD_BUSY, "submit twice", &error);
+    check(read_all(c, self->said, &self->count, &error), OD_LENGTH, "read", &error);
+    check(od_submit(c, prompt, 2, &sampling, &error), OD_OK, "second turn", &error);
+    check(read_all(c, self->said, &self->count, &error), OD_LENGTH, "read on", &error);
+    check(od_conversation_close(c, &error), OD_OK, "close", &error);
+    return NULL;
+}
+
+static void show(const client *c) {
+    printf("%d:", c->number);
+    for (int32_t i = 0; i < c->count; i++) printf(" %d", c->said[i]);
+    printf("\n");
+}
+
+static void together_and_alone(void) {
+    client together[CLIENTS] = {0}, alone[CLIENTS] = {0};
+    for (int32_t i = 0; i < CLIENTS; i++) {
+        together[i].number = alone[i].number = i;
+        pthread_create(&together[i].thread, NULL, talk, &together[i]);
+    }
+    for (int32_t i = 0; i < CLIENTS; i++) pthread_join(together[i].thread, NULL);
+    for (int32_t i = 0; i < CLIENTS; i++) talk(&alone[i]);
+    for (int32_t i = 0; i < CLIENTS; i++) show(&together[i]);
+    for (int32_t i = 0; i < CLIENTS; i++) show(&alone[i]);
+}
+
+static void cancel_and_logits(int32_t vocab_size) {
+    od_conversation c;
+    od_error error;
+    od_sampling endless = {.max_tokens = INT32_MAX};
+    int32_t n = 0, tokens[8];
+    check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
+    check(od_submit(c, prompt, prompt_length, &endless, &error), OD_OK, "submit", &error);
+    check(od_read(c, tokens, 1, -1, &n, &error), OD_OK, "read", &error);
+    check(od_cancel(c, &error), OD_OK, "cancel", &error);
+    od_status status;
+    do status = od_read(c, tokens, 8, -1, &n, &error);
+    while (status == OD_OK);
+    if (status != OD_CONTEXT_FULL) check(status, OD_CANCELLED, "cancelled", &error);
+    check(od_rewind(c, 0, &error), OD_OK, "rewind", &error);
+    float *logits = malloc(sizeof(float) * (size_t)prompt_length * (size_t)vocab_size);
+    check(od_logits(c, prompt, prompt_length, logits, &error), OD_OK, "logits", &error);
+    printf("logits: %.9g\n", (double)logits[prompt_length * vocab_size - 1]);
+    free(logits);
+    check(od_conversation_close(c, &error), OD_OK, "close", &error);
+    check(od_cancel(c, &error), OD_CLOSED, "cancel after close", &error);
+}
+
+/* Reads for ever, until the engine is closed under it. */
+static void *read_until_closed(void *argument) {
+    od_conversation c = *(od_conversation *)argument;
+    od_error error;
+    int32_t tokens[4], n = 0;
+    for (;;) {
+        od_status status = od_read(c, tokens, 4, -1, &n, &error);
+        if (status == OD_CLOSED) return NULL;
+        if (status == OD_CONTEXT_FULL) status = od_rewind(c, 1, &error);
+        if (status == OD_CLOSED) return NULL;
+        od_sampling endless = {.max_tokens = INT32_MAX};
+        if (status == OD_OK && n == 0) status = od_submit(c, prompt, 1, &endless, &error);
+        if (status == OD_CLOSED) return NULL;
+        check(status, OD_OK, "read until closed", &error);
+    }
+}
+
+static void close_under_readers(void) {
+    pthread_t readers[2];
+    od_conversation c[2];
+    od_error error;
+    od_sampling endless = {.max_tokens = INT32_MAX};
+    for (int32_t i = 0; i < 2; i++) {
+        check(od_conversation_open(engine, &c[i], &error), OD_OK, "open", &error);
+        check(od_submit(c[i], prompt, 1, &endless, &error), OD_OK, "submit", &error);
+        pthread_create(&readers[i], NULL, read_until_closed, &c[i]);
+    }
+    usleep(20000);
+    check(od_engine_close(engine, &error), OD_OK, "close engine", &error);
+    for (int32_t i = 0; i < 2; i++) pthread_join(readers[i], NULL);
+    check(od_engine_close(engine, &error), OD_CLOSED, "close twice", &error);
+    check(od_cancel(c[0], &error), OD_CLOSED, "cancel after close", &error);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 6) return 2;
+    void *library = dlopen(argv[1], RTLD_NOW);
+    if (library == NULL) return fprintf(stderr, "%s\n", dlerror()), 1;
+    const struct od_model *model = dlsym(library, argv[2]);
+    int fd = open(argv[3], O_RDONLY);
+    od_options options = {.threads = atoi(argv[4])};
+    for (int32_t i = 5; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
+    od_error error;
+    check(od_engine_open(model, fd, 0, lseek(fd, 0, SEEK_END), &options, &engine, &error), OD_OK,
+          "open engine", &error);
+    close(fd);
+    od_engine_info info;
+    check(od_engine_describe(engine, &info, &error), OD_OK, "describe", &error);
+    together_and_alone();
+    cancel_and_logits(info.vocab_size);
+    close_under_readers();
+    return 0;
+}

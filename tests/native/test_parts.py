@@ -1,0 +1,304 @@
+"""Parts of the runtime by themselves: KV blocks, rope, elementary functions, sampling, threads."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from ctypes import POINTER, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+
+@pytest.fixture(scope="session")
+def library(internals: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(internals))
+    library.od_kv_open.argtypes = [c_void_p, c_int32, c_int64]
+    library.od_kv_open.restype = ctypes.c_bool
+    library.od_kv_grow.restype = ctypes.c_bool
+    library.od_exp.restype = c_double
+    library.od_exp.argtypes = [c_double]
+    library.od_cos_sin.argtypes = [c_double, POINTER(c_double), POINTER(c_double)]
+    library.od_uniform.restype = c_double
+    library.od_uniform.argtypes = [c_uint64, c_uint64]
+    library.od_sample.argtypes = [c_void_p, c_int32, c_float, c_uint64, c_uint64, c_void_p]
+    library.od_threads_open.restype = c_void_p
+    library.od_threads_open.argtypes = [c_int32, c_int64]
+    library.od_threads_close.argtypes = [c_void_p]
+    library.od_threads_run.argtypes = [c_void_p, c_void_p, c_int32]
+    return library
+
+
+# ---- KV blocks as a state machine ----
+
+
+class Pool(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("block_bytes", c_int64),
+        ("block_count", c_int32),
+        ("free_count", c_int32),
+        ("free_blocks", POINTER(c_int32)),
+        ("references", POINTER(c_int32)),
+    ]
+
+
+class Table(ctypes.Structure):
+    _fields_ = [("blocks", POINTER(c_int32)), ("count", c_int32)]
+
+
+BLOCKS = 9
+
+
+class KvMachine(RuleBasedStateMachine):
+    """Tables that grow, shrink and fork, beside lists of block numbers."""
+
+    library: ctypes.CDLL
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = Pool()
+        assert self.library.od_kv_open(byref(self.pool), BLOCKS, 64)
+        self.room = [(c_int32 * 16)() for _ in range(4)]
+        self.tables = [Table(ctypes.cast(room, POINTER(c_int32)), 0) for room in self.room]
+        self.model: list[list[int]] = [[] for _ in range(4)]
+
+    def blocks(self, table: int) -> list[int]:
+        return self.tables[table].blocks[: self.tables[table].count]
+
+    @rule(table=st.integers(0, 3), count=st.integers(1, 4))
+    def grow(self, table: int, count: int) -> None:
+        free = self.pool.free_count
+        before = self.blocks(table)
+        target = len(before) + count
+        grown = self.library.od_kv_grow(byref(self.pool), byref(self.tables[table]), target)
+        assert grown == (count <= free)
+        after = self.blocks(table)
+        assert after[: len(before)] == before and len(after) == (target if grown else len(before))
+        assert not set(after[len(before) :]) & {b for blocks in self.model for b in blocks}
+        self.model[table] = after
+
+    @rule(table=st.integers(0, 3), count=st.integers(0, 9))
+    def shrink(self, table: int, count: int) -> None:
+        self.library.od_kv_shrink(byref(self.pool), byref(self.tables[table]), count)
+        del self.model[table][count:]
+
+    @precondition(lambda self: any(self.model))
+    @rule(parent=st.integers(0, 3), child=st.integers(0, 3), share=st.floats(0, 1))
+    def fork(self, parent: int, child: int, share: float) -> None:
+        if parent == child:
+            return
+        self.library.od_kv_shrink(byref(self.pool), byref(self.tables[child]), 0)
+        count = int(share * len(self.model[parent]))
+        tables = byref(self.tables[parent]), byref(self.tables[child])
+        self.library.od_kv_fork(byref(self.pool), *tables, count)
+        self.model[child] = self.model[parent][:count]
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert [self.blocks(i) for i in range(4)] == self.model
+        held = [b for blocks in self.model for b in blocks]
+        assert self.pool.references[:BLOCKS] == [held.count(b) for b in range(BLOCKS)]
+        free = self.pool.free_blocks[: self.pool.free_count]
+        assert sorted([*free, *set(held)]) == list(range(BLOCKS))
+
+    def teardown(self) -> None:
+        self.library.od_kv_close(byref(self.pool))
+
+
+def test_kv_blocks(library: ctypes.CDLL) -> None:
+    KvMachine.library = library
+    run_state_machine_as_test(
+        KvMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
+    )
+
+
+def test_kv_blocks_for(library: ctypes.CDLL) -> None:
+    sizes = [library.od_kv_blocks_for(n) for n in (0, 1, 32, 33, 64, 65)]
+    assert sizes == [0, 1, 1, 2, 2, 3]
+
+
+# ---- elementary functions and rope ----
+
+
+def test_exp(library: ctypes.CDLL) -> None:
+    x = np.concatenate([np.linspace(-700, 0, 5001), -np.logspace(-18, 2, 500)])
+    ours = np.array([library.od_exp(v) for v in x])
+    np.testing.assert_allclose(ours, np.exp(x), rtol=5e-16)
+    assert library.od_exp(0.0) == 1.0
+    assert library.od_exp(-1e30) == library.od_exp(float("-inf")) == 0.0
+
+
+def test_cos_sin(library: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    multiples = np.arange(64) * (np.pi / 4)
+    x = np.concatenate([rng.uniform(0, 1.3e5, 3000), rng.uniform(-4, 4, 1000), multiples])
+    cos, sin = c_double(), c_double()
+    for value in x.astype(np.float32).astype(np.float64):
+        library.od_cos_sin(value, byref(cos), byref(sin))
+        assert abs(cos.value - np.cos(value)) <= 1.2e-16
+        assert abs(sin.value - np.sin(value)) <= 1.2e-16
+
+
+class Rope(ctypes.Structure):
+    _fields_ = [("half_dim", c_int32), ("first_inv_freq", c_int32), ("scale", c_float)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.25])
+def test_rope_rows(scale: float, library: ctypes.CDLL) -> None:
+    half = 32
+    inv_freq = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
+    positions = np.array([0, 1, 2, 31, 32, 4095, 131071], np.int32)
+    out = np.empty((len(positions), 2 * half), np.float32)
+    library.od_rope_rows(
+        byref(Rope(half, 0, scale)),
+        *(inv_freq.ctypes.data_as(c_void_p), positions.ctypes.data_as(c_void_p)),
+        *(len(positions), out.ctypes.data_as(c_void_p)),
+    )
+    angles = (positions[:, None].astype(np.float32) * inv_freq).astype(np.float64)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    np.testing.assert_array_max_ulp(out, expected * np.float32(scale), 1)
+    assert np.mean(out == expected * np.float32(scale)) > 0.999
+
+
+# ---- sampling ----
+
+
+def sample(
+    library: ctypes.CDLL, logits: Any, temperature: float = 0.0, seed: int = 0, draw: int = 0
+) -> int:
+    values = np.asarray(logits, np.float32)
+    work = np.empty(len(values))
+    token: int = library.od_sample(
+        values.ctypes.data, len(values), temperature, seed, draw, work.ctypes.data
+    )
+    return token
+
+
+def test_greedy_takes_the_lowest_of_equals(library: ctypes.CDLL) -> None:
+    assert sample(library, [1, 3, 3, 2]) == 1
+    assert sample(library, [-5, -5]) == 0
+    assert sample(library, [-np.inf, -2, -np.inf]) == 1
+
+
+@pytest.mark.parametrize("logits", [[np.nan], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_numbers(logits: list[float], temperature: float, library: ctypes.CDLL) -> None:
+    assert sample(library, logits, temperature) == -1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_distribution(temperature: float, library: ctypes.CDLL) -> None:
+    logits = np.array([0.1, 2.0, -1.0, 0.7, -np.inf], np.float32)
+    draws = 20000
+    tokens = [sample(library, logits, temperature, 5, draw) for draw in range(draws)]
+    p = np.exp(logits.astype(np.float64) / temperature)
+    p /= p.sum()
+    counts = np.bincount(tokens, minlength=5)
+    deviation = np.sqrt(draws * p * (1 - p)) + 1e-9
+    assert np.all(np.abs(counts - draws * p) < 4 * deviation)
+    assert counts[4] == 0
+
+
+def test_very_low_temperature_is_greedy(library: ctypes.CDLL) -> None:
+    assert {sample(library, [1, 1.001, 0], 1e-6, 1, draw) for draw in range(50)} == {1}
+
+
+def test_uniform_is_frozen(library: ctypes.CDLL) -> None:
+    """Bundles in the field rely on these numbers: same seed, same text."""
+
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    for seed, draw in ((0, 0), (1, 0), (2**64 - 1, 12345)):
+        bits = mix((mix(seed) + (draw + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        assert library.od_uniform(seed, draw) == (bits >> 11) / 2**53
+
+
+# ---- threads ----
+
+KERNEL = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
+
+
+class Work(ctypes.Structure):
+    _fields_ = [
+        ("next", c_uint32),
+        ("chunks", c_uint32),
+        ("chunks_before", c_uint32),
+        ("chunks_until", c_uint32),
+        ("tasks", c_int32),
+        ("chunk", c_int32),
+        ("barrier", ctypes.c_bool),
+        ("kernel", KERNEL),
+        ("buffers", c_void_p),
+        ("scalars", c_void_p),
+        ("padding", ctypes.c_uint8 * 8),
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_every_task_runs_once_and_barriers_hold(threads: int, library: ctypes.CDLL) -> None:
+    """Groups between barriers: tasks of a group may mix, groups may not."""
+    shapes = [(10, 3, 0), (4, 1, 0), (7, 100, 1), (0, 1, 0), (0, 1, 1), (5, 2, 1), (1, 1, 0)]
+    ran: list[tuple[int, int]] = []  # append is atomic under Python's own lock
+
+    def kernel(number: int) -> Any:
+        def run(buffers: int, scalars: int, begin: int, end: int, scratch: int) -> None:
+            ran.extend((number, task) for task in range(begin, end))
+
+        return KERNEL(run)
+
+    assert ctypes.sizeof(Work) == 64
+    memory = (Work * (len(shapes) + 1))()
+    start = -ctypes.addressof(memory) % 64
+    work = (Work * len(shapes)).from_buffer(memory, start)
+    for i, (tasks, chunk, barrier) in enumerate(shapes):
+        work[i].tasks, work[i].chunk, work[i].barrier = tasks, chunk, bool(barrier)
+        work[i].kernel = kernel(i)
+    group = np.cumsum([barrier for _, _, barrier in shapes])
+    pool = library.od_threads_open(threads, 100)
+    for _ in range(20):
+        ran.clear()
+        library.od_threads_run(pool, ctypes.addressof(work), len(shapes))
+        assert sorted(ran) == [(i, t) for i, (n, _, _) in enumerate(shapes) for t in range(n)]
+        groups = [group[number] for number, _ in ran]
+        assert groups == sorted(groups)
+    library.od_threads_close(pool)
+
+
+# ---- memory ----
+
+TOUCH = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.od_reserve.restype = ctypes.c_void_p
+library.od_reserve.argtypes = [ctypes.c_size_t]
+bytes, at = int(sys.argv[2]), int(sys.argv[3])
+memory = library.od_reserve(bytes)
+assert memory % 64 == 0
+ctypes.memset(memory + at, 1, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "inside"), [(0, True), (99_967, True), (99_968, False), (-66_000, False)]
+)
+def test_guard_pages(at: int, inside: bool, internals: Path) -> None:
+    """An overrun of reserved memory (arena, KV, step buffers) is a fault."""
+    command = [sys.executable, "-c", TOUCH, str(internals), "99968", str(at)]
+    done = subprocess.run(command, capture_output=True)
+    assert (done.returncode == 0) == inside
