@@ -1,1 +1,1 @@
-"""Talk to a bundle in the terminal: `python -m ondevice.apps.chat BUNDLE`."""
+"""Where the chat in the terminal will live; `ondevice run` and `ondevice demo` are its elders."""

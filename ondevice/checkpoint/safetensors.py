@@ -203,8 +203,8 @@ def _header(path: Path, fd: int, file_bytes: int) -> tuple[dict[str, Any], int]:
     if size > MAX_HEADER_BYTES or 8 + size > file_bytes:
         _refuse(
             path,
-            f"the file announces a header of {size} bytes in a file of {file_bytes}; it is truncated or "
-            "no safetensors file, download it again",
+            f"the file announces a header of {size} bytes but has {file_bytes}; it is truncated "
+            "or no safetensors file, download it again",
         )
     header = parse_json(path, os.pread(fd, size, 8))
     return header, 8 + size

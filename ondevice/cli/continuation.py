@@ -30,12 +30,14 @@ def print_continuation(
             room = engine.info.context_tokens - len(tokens)
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
         loaded = first = monotonic()
-        for piece in conversation.generate(tokens, max_tokens, temperature, seed):
-            if first == loaded:
-                first = monotonic()
-            print(piece, end="", flush=True)
+        try:
+            for piece in conversation.generate(tokens, max_tokens, temperature, seed):
+                if first == loaded:
+                    first = monotonic()
+                print(piece, end="", flush=True)
+        finally:
+            print(flush=True)  # whatever ends the text, what follows starts on its own line
         ended = monotonic()
-        print(flush=True)
         made = conversation.length - len(tokens)
         print(
             f"loaded in {1e3 * (loaded - started):.0f} ms; "

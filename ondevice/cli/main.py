@@ -6,7 +6,6 @@ Nothing heavy is imported here; each command imports what it needs when it runs.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
@@ -58,7 +57,3 @@ def main() -> None:
         sys.exit(f"ondevice: error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        # The reader has gone (`| head`): leave quietly, and keep Python from flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)

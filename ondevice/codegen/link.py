@@ -2,6 +2,8 @@
 
 The runtime is freestanding C: no headers and no libraries of the target are needed, so no C
 library is built on first use. Its few libc symbols are resolved in the process that loads it.
+(For Android it is compiled as for linux-gnu: zig's android targets call `__aarch64_*` helpers for
+atomics, which no library there provides.)
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ondevice
@@ -55,8 +57,7 @@ def compile_runtime(target: Target) -> bytes:
 def runtime_objects(target: Target) -> list[bytes]:
     """One object per C file of the runtime, from the cache where nothing has changed."""
     headers = [f.read_bytes() for f in sorted(NATIVE.glob("*.h"))]
-    architecture = ("-mno-outline-atomics",) if target.triple.startswith("aarch64") else ()
-    command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS, *architecture]
+    command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
     objects = []
     for source in runtime_sources():
         key = [*command, _tool_version(), source.name, source.read_bytes(), *headers]
@@ -115,4 +116,7 @@ def _run(
 
 
 def _tool_version() -> str:
-    return f"ziglang {version('ziglang')}"
+    try:
+        return f"ziglang {version('ziglang')}"
+    except PackageNotFoundError as error:
+        raise ToolchainError("the ziglang package is missing: pip install ondevice") from error

@@ -17,7 +17,7 @@ def mask_of(out: Writer, type: Type) -> Mask:
     """How memory is masked on this CPU: by an instruction, or by a branch and a short loop."""
     f = out.features
     wide = type.dtype.bits >= 32 and type.dtype.kind != "index"
-    if "avx512bw" in f or ("avx2" in f and wide):
+    if type.lanes > 1 and ("avx512bw" in f or ("avx2" in f and wide)):
         return NativeMask()
     return BranchingMask()
 

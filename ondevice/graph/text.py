@@ -217,6 +217,8 @@ def _parse_value(cursor: _Cursor) -> Value:
         shape = tuple(Extent.parse(d) for d in dims.split(", ")) if dims else ()
     except ValueError as error:
         raise cursor.error(str(error)) from None
+    if any(dim.div == 0 for dim in shape):
+        raise cursor.error(f"the shape [{dims}] divides by zero")
     return Value(name, TensorType(DTYPES[dtype], shape, scheme))
 
 

@@ -20,6 +20,14 @@ from ondevice.errors import KernelError
 Value = Any  # a vector, a NumPy scalar or a Python number: kernels are typed by `specialize`
 
 
+class Vector(np.ndarray[Any, np.dtype[Any]]):
+    """A vector: an array whose `a += b` makes a new value, for kernels' vectors are values."""
+
+
+for _name in "add sub mul truediv floordiv mod and or xor lshift rshift".split():
+    setattr(Vector, f"__i{_name}__", getattr(np.ndarray, f"__{_name}__"))
+
+
 class Array:
     """A buffer of the plain-Python run: a NumPy array of any strides, with checked access."""
 
@@ -91,7 +99,7 @@ def element_count(lanes: int, dtype: np.dtype[Any], own: np.dtype[Any]) -> int:
 
 def unwrap(values: npt.NDArray[Any]) -> Value:
     """A vector, or its only lane as a scalar."""
-    return values[0] if values.size == 1 else values
+    return values[0] if values.size == 1 else values.view(Vector)
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
@@ -219,7 +227,7 @@ def high(value: Value) -> Value:
 
 def join(a: Value, b: Value) -> Value:
     """The lanes of `a`, then those of `b`."""
-    return np.concatenate((np.atleast_1d(a), np.atleast_1d(b)))
+    return unwrap(np.concatenate((np.atleast_1d(a), np.atleast_1d(b))))
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
@@ -241,18 +249,21 @@ def fma(a: Value, b: Value, c: Value) -> Value:
         away = np.where((lost > 0) == (total > 0), 1, -1)
         bits += np.where(inexact & (bits & 1 == 0), away, 0)
     result = total.astype(np.float32)
-    return result if np.ndim(product) or np.ndim(addend) else result[0]
+    return unwrap(result)
 
 
 def sqrt(x: Value) -> Value:
+    """The exactly rounded square root."""
     return np.sqrt(np.float32(x) if isinstance(x, float) else x)
 
 
 def floor(x: Value) -> Value:
+    """The largest whole number that is not above x."""
     return np.floor(np.float32(x) if isinstance(x, float) else x)
 
 
 def round_half_even(x: Value) -> Value:
+    """The nearest whole number, of two the even one."""
     return np.rint(np.float32(x) if isinstance(x, float) else x)
 
 
@@ -267,6 +278,7 @@ def maximum(a: Value, b: Value) -> Value:
 
 
 def absolute(x: Value) -> Value:
+    """|x|; the smallest integer stays as it is."""
     return abs(x)
 
 
@@ -279,7 +291,7 @@ def select(condition: Value, a: Value, b: Value) -> Value:
         return chosen
     dtypes = [x.dtype for x in (a, b) if isinstance(x, (np.ndarray, np.generic))]
     chosen = np.asarray(np.where(condition, a, b))
-    return chosen.astype(dtypes[0] if dtypes else np.float32, copy=False)
+    return unwrap(chosen.astype(dtypes[0] if dtypes else np.float32, copy=False))
 
 
 def ceildiv(a: int, b: int) -> int:
@@ -289,21 +301,24 @@ def ceildiv(a: int, b: int) -> int:
 
 def halving_tree(combine: Any, values: Value) -> Value:
     """Combine lanes i and i + n/2 until one is left: the one order of every reduction."""
-    while values.size > 1:
+    while np.size(values) > 1:
         half = values.size // 2
         values = combine(values[:half], values[half:])
-    return values[0]
+    return np.atleast_1d(values)[0]
 
 
 def reduce_add(values: Value) -> Value:
+    """The sum of all lanes."""
     return halving_tree(np.add, values)
 
 
 def reduce_max(values: Value) -> Value:
+    """The largest lane."""
     return halving_tree(maximum, values)
 
 
 def reduce_min(values: Value) -> Value:
+    """The smallest lane."""
     return halving_tree(minimum, values)
 
 

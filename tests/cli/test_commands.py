@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def test_run_prints_the_continuation_alone(ondevice: Ondevice, stories: Path) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(", there was a little girl named Lily.")
     assert "tokens" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(stories: Path) -> None:
+    command = f"{sys.executable} -P -m ondevice run {stories} --prompt Once | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (" ", "")
+
+
+def test_a_full_context_is_said(ondevice: Ondevice, stories: Path) -> None:
+    done = ondevice("run", stories, "--prompt", "Once", "--max-tokens", "600")
+    assert done.returncode == 1
+    assert len(done.stdout) > 1000
+    assert "the context is 512" in done.stderr
 
 
 def test_same_seed_same_text(ondevice: Ondevice, stories: Path) -> None:

@@ -78,9 +78,9 @@ def test_builder_names_by_scope_and_keeps_names_unique():
 def test_builder_refuses_at_once():
     build = GraphBuilder("model", {"norm.weight": TensorType.of(f32, 8)})
     x = build.input("x", TensorType.of(f32, "S", 8))
-    with pytest.raises(GraphError, match="model has no weight 'norm.wait'; did you mean"):
+    with pytest.raises(GraphError, match=r"model has no weight 'norm\.wait'; did you mean"):
         build.weight("norm.wait")
-    with build.scope("layers.0"), pytest.raises(GraphError, match="layers.0.add: add takes"):
+    with build.scope("layers.0"), pytest.raises(GraphError, match=r"layers\.0\.add: add takes"):
         build.node("add", x)
     with pytest.raises(GraphError, match="silu has no attribute 'eps'"):
         build.node("silu", x, eps=1.0)

@@ -12,7 +12,6 @@ from ondevice.lang import (
     Inline,
     bitcast,
     cast,
-    ceildiv,
     dot4,
     dot4_u7,
     f16,
@@ -272,7 +271,8 @@ def test_exact_fma_of_hard_cases(same_bits):
     bits = rng.integers(0, 1 << 32, (3, 4096), np.uint32)
     x, y, z = bits.view(np.float32)
     # results near a rounding boundary: z cancels or barely moves the product
-    z[::2] = -(x[::2] * y[::2]) * (1 + rng.integers(-3, 4, 2048) * 2.0**-24)
+    with np.errstate(all="ignore"):
+        z[::2] = -(x[::2] * y[::2]) * (1 + rng.integers(-3, 4, 2048) * 2.0**-24)
     finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(z)
     x, y, z = (np.where(finite, v, np.float32(1)).astype(np.float32) for v in (x, y, z))
     out = np.zeros(4096, np.float32)
@@ -284,13 +284,4 @@ def test_every_intrinsic_has_a_meaning_and_a_lowering():
     operators = {name for name, _ in (*ARITHMETIC.values(), *COMPARISON.values())}
     built = {row.name for row in INTRINSICS.values() if row.build} - {"index", "ceildiv"}
     assert set(LOWERINGS) == built | operators | {"neg", "not"}
-    assert all(
-        row.body.__doc__
-        for row in INTRINSICS.values()
-        if row.name
-        not in ("sqrt", "floor", "round", "abs", "reduce_add", "reduce_max", "reduce_min")
-    )
-
-
-def test_ceildiv_and_index():
-    assert ceildiv(0, 4) == 0 and ceildiv(5, 4) == 2
+    assert all(row.body.__doc__ for row in INTRINSICS.values())

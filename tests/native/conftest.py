@@ -12,8 +12,30 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ondevice.bundle.descriptor import pack_weights_header
-from ondevice.codegen.link import MEANING, NATIVE, WARNINGS, compile_runtime, runtime_sources
+from ondevice.bundle.descriptor import CPU_FEATURES, pack_weights_header
+from ondevice.bundle.program import (
+    Argument,
+    KvCache,
+    Launch,
+    Program,
+    ProgramKernel,
+    Rope,
+    Slot,
+    Space,
+    StepBuffer,
+)
+from ondevice.codegen.descriptor import emit_descriptor
+from ondevice.codegen.emit import emit_object
+from ondevice.codegen.link import (
+    MEANING,
+    NATIVE,
+    WARNINGS,
+    compile_runtime,
+    link_library,
+    runtime_sources,
+)
+from ondevice.dims import Extent
+from ondevice.dtypes import f32
 from ondevice.runtime.native import Library, NativeEngine, model_descriptor
 from ondevice.targets import load
 
@@ -83,3 +105,60 @@ def open_toy(toy: Toy, libondevice: Library, request: pytest.FixtureRequest) -> 
 
 
 OpenToy = Callable[..., NativeEngine]
+
+
+# ---- the same model as the compiler would make it ----
+
+STEP = {b.name: Argument(Space.STEP, int(b)) for b in StepBuffer}
+X, Y = Argument(Space.ARENA, 0), Argument(Space.ARENA, 1)
+EMBEDDING, KV = Argument(Space.WEIGHTS), Argument(Space.KV)
+PLACE = (STEP["POSITIONS"], STEP["SEQUENCE"], STEP["BLOCK_TABLE"])
+S, L, P = Extent.of("S"), Extent.of("L"), Extent.of("P")
+
+
+def launch(
+    kernel: int, *arguments: Argument, tasks: Extent, scalars: tuple[Extent, ...] = ()
+) -> Launch:
+    rows = L if kernel == 3 else S
+    return Launch(kernel, arguments, scalars, tasks, 4, rows, 1, 2**31, True, f"toy.{kernel}")
+
+
+def toy_program() -> Program:
+    """The program of toy_model.c, as the compiler would make it."""
+    return Program(
+        name="toy",
+        vocab_size=97,
+        context_tokens=200,
+        prefill_chunk_tokens=48,
+        logit_rows=6,
+        kv=KvCache(1, 1, 4, f32),
+        ropes=(Rope((1.0, 0.1, 0.01, 0.001)),),
+        slots=(Slot("x", S * 32), Slot("y", S * 32)),
+        kernels=tuple(
+            ProgramKernel(f"toy_{n}", 32, "0" * 64)
+            for n in ("embed", "write_kv", "attend", "project")
+        ),
+        launches=(
+            launch(0, X, STEP["TOKENS"], EMBEDDING, tasks=S),
+            launch(1, KV, X, *PLACE, tasks=S, scalars=(P,)),
+            launch(2, Y, KV, *PLACE, STEP["ROPE"], tasks=S),
+            launch(3, STEP["LOGITS"], Y, STEP["LOGIT_ROWS"], EMBEDDING, tasks=L * 97),
+        ),
+        weights=(),
+        weights_bytes=97 * 8 * 4,
+    )
+
+
+SYMBOLS = {f"toy_{n}": f"toy_{n}" for n in ("embed", "write_kv", "attend", "project")}
+
+
+def link_toy(program: Program, directory: Path) -> bytes:
+    """libmodel of the toy: its C kernels behind a descriptor made by LLVM."""
+    target = load("host")
+    kernels = compile_c("gcc", directory / "toy.o", [HERE / "toy_model.c"], "-c", "-O1")
+    variants = [
+        ("best", frozenset(CPU_FEATURES), SYMBOLS),  # no CPU has the features of two ISAs
+        ("plain", frozenset[str](), SYMBOLS),
+    ]
+    descriptor = emit_object(emit_descriptor(program, variants), target.triple)
+    return link_library([kernels.read_bytes(), descriptor], target, "libmodel.so")

@@ -42,12 +42,11 @@ static od_status read_all(od_conversation c, int32_t *said, int32_t *count, od_e
 static void *talk(void *argument) {
     client *self = argument;
     od_conversation c;
-    od_error error;
+    od_error error = {{0}};
     od_sampling sampling = {.max_tokens = 12, .temperature = 0.8F, .seed = 7};
     check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
     check(od_submit(c, prompt, prompt_length - self->number, &sampling, &error), OD_OK, "submit",
           &error);
-    check(od_submit(c, prompt, 1, &sampling, &error), OD_BUSY, "submit twice", &error);
     check(read_all(c, self->said, &self->count, &error), OD_LENGTH, "read", &error);
     check(od_submit(c, prompt, 2, &sampling, &error), OD_OK, "second turn", &error);
     check(read_all(c, self->said, &self->count, &error), OD_LENGTH, "read on", &error);
@@ -75,7 +74,7 @@ static void together_and_alone(void) {
 
 static void cancel_and_logits(int32_t vocab_size) {
     od_conversation c;
-    od_error error;
+    od_error error = {{0}};
     od_sampling endless = {.max_tokens = INT32_MAX};
     int32_t n = 0, tokens[8];
     check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
@@ -98,7 +97,7 @@ static void cancel_and_logits(int32_t vocab_size) {
 /* Reads for ever, until the engine is closed under it. */
 static void *read_until_closed(void *argument) {
     od_conversation c = *(od_conversation *)argument;
-    od_error error;
+    od_error error = {{0}};
     int32_t tokens[4], n = 0;
     for (;;) {
         od_status status = od_read(c, tokens, 4, -1, &n, &error);
@@ -115,7 +114,7 @@ static void *read_until_closed(void *argument) {
 static void close_under_readers(void) {
     pthread_t readers[2];
     od_conversation c[2];
-    od_error error;
+    od_error error = {{0}};
     od_sampling endless = {.max_tokens = INT32_MAX};
     for (int32_t i = 0; i < 2; i++) {
         check(od_conversation_open(engine, &c[i], &error), OD_OK, "open", &error);
@@ -137,7 +136,7 @@ int main(int argc, char **argv) {
     int fd = open(argv[3], O_RDONLY);
     od_options options = {.threads = atoi(argv[4])};
     for (int32_t i = 5; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
-    od_error error;
+    od_error error = {{0}};
     check(od_engine_open(model, fd, 0, lseek(fd, 0, SEEK_END), &options, &engine, &error), OD_OK,
           "open engine", &error);
     close(fd);

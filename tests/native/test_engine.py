@@ -235,6 +235,21 @@ def test_options_are_checked(open_toy: OpenToy, options: dict[str, object], mess
         open_toy(**options)
 
 
+def test_busy_conversation_is_refused(engine: NativeEngine) -> None:
+    conversation = engine.conversation()
+    messages = set()
+    for _ in range(200):  # a toy may finish before the second call comes
+        conversation.submit([1, 2, 3], 150)
+        try:
+            conversation.rewind(0)
+        except RuntimeFailure as error:
+            messages.add(str(error))
+        conversation.cancel()
+        read_all(conversation)
+        conversation.rewind(0)
+    assert messages == {"the conversation is generating: read to the end or cancel"}
+
+
 def test_most_conversations(open_toy: OpenToy) -> None:
     engine = open_toy(conversations=2)
     first, _second = engine.conversation(), engine.conversation()

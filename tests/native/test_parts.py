@@ -76,7 +76,7 @@ class KvMachine(RuleBasedStateMachine):
         self.model: list[list[int]] = [[] for _ in range(4)]
 
     def blocks(self, table: int) -> list[int]:
-        return self.tables[table].blocks[: self.tables[table].count]
+        return list(self.tables[table].blocks[: self.tables[table].count])
 
     @rule(table=st.integers(0, 3), count=st.integers(1, 4))
     def grow(self, table: int, count: int) -> None:

@@ -22,9 +22,7 @@ PROMPT = [str(i * 7 % 97) for i in range(60)]
 @pytest.mark.parametrize("build", BUILDS)
 def test_driver(build: str, toy: Toy, tmp_path: Path) -> None:
     compiler, *options = BUILDS[build]
-    model = compile_c(
-        compiler, tmp_path / "libtoy.so", [HERE / "toy_model.c"], "-shared", *options
-    )
+    model = compile_c(compiler, tmp_path / "libtoy.so", [HERE / "toy_model.c"], "-shared", *options)
     driver = compile_c(
         compiler,
         tmp_path / "driver",

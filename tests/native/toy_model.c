@@ -7,9 +7,11 @@
 enum { VOCAB = 97, D = 8, CONTEXT = 200, CHUNK = 48, LOGIT_ROWS = 6, WIDTH = 7, HALF = 4 };
 
 #define EXPORT __attribute__((visibility("default")))
+#define PARAMETERS                                                                                 \
+    void *const *buffers, const int32_t *scalars, int32_t begin, int32_t end, void *scratch
 #define KERNEL(name)                                                                               \
-    static void name(void *const *buffers, const int32_t *scalars, int32_t begin, int32_t end,     \
-                     void *scratch)
+    void toy_##name(PARAMETERS);                                                                   \
+    void toy_##name(PARAMETERS)
 
 KERNEL(embed) { /* x[S, D], tokens[S], embedding[VOCAB, D] */
     float *x = buffers[0];
@@ -67,7 +69,7 @@ KERNEL(project) { /* logits[L, VOCAB], y[S, D], logit_rows[L], embedding; one ta
     }
 }
 
-static const od_kernel kernels[] = {embed, write_kv, attend, project};
+static const od_kernel kernels[] = {toy_embed, toy_write_kv, toy_attend, toy_project};
 
 static const od_variant variants[] = {
     {UINT64_C(1) << 63, "impossible", kernels},

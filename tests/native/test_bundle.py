@@ -1,0 +1,134 @@
+"""`ondevice.load` over a bundle of the toy model: text in, text out."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import ondevice
+from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
+from ondevice.bundle.program import WeightEntry
+from ondevice.bundle.write import BundleWriter
+from ondevice.codegen.link import compile_runtime
+from ondevice.errors import RuntimeFailure
+from ondevice.runtime.engine import Engine
+from ondevice.runtime.native import Status
+from ondevice.targets import load
+
+from .conftest import Toy, link_toy, toy_program
+
+PROMPT = "Once upon a time"
+EOS = 11
+
+
+def byte_tokenizer() -> str:
+    """97 single bytes: printable ASCII, and the three bytes of one character."""
+    alphabet = [chr(code) for code in range(33, 127)] + ["\u00e4", "\u00b8", "\u0122"]
+    file = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    file.decoder = decoders.ByteLevel()
+    return file.to_str()
+
+
+@pytest.fixture(scope="module")
+def bundle(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bundle")
+    program = toy_program()
+    library = f"lib/libmodel_{program.abi_hash[:16]}.so"
+    with BundleWriter(directory / "toy.bundle") as writer:
+        writer.add("lib/libondevice.so", compile_runtime(load("host")))
+        writer.add(library, link_toy(program, directory))
+        writer.add("tokenizer/tokenizer.json", byte_tokenizer().encode())
+        with writer.weights(program.abi_hash, toy.embedding.nbytes) as file:
+            file.write(toy.embedding.tobytes())
+        return writer.finish(
+            name="toy",
+            target="linux-x86_64",
+            variants=("best", "plain"),
+            abi_hash=program.abi_hash,
+            model=ModelInfo("Toy", 97, 200, 48, 8, 1, "f32"),
+            tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 5, (EOS,), True),
+            libraries=Libraries("lib/libondevice.so", library),
+            tensors=(WeightEntry("embed", "f32", (97, 8), "rows", 0, toy.embedding.nbytes),),
+        )
+
+
+@pytest.fixture
+def engine(bundle: Path) -> Engine:
+    return ondevice.load(bundle, threads=2)
+
+
+def test_text_and_tokens_agree(engine: Engine) -> None:
+    with engine:
+        tokens = list(engine.generate_tokens(PROMPT, 40, temperature=1.0, seed=2))
+        text = "".join(engine.generate(PROMPT, 40, temperature=1.0, seed=2))
+    assert 0 < len(tokens) <= 40 and EOS not in tokens
+    assert text == engine.tokenizer.decode(tokens).rstrip("\ufffd")
+
+
+def test_prompt_as_tokens(engine: Engine) -> None:
+    with engine:
+        tokens = engine.tokenizer.encode(PROMPT)
+        assert tokens[0] == 5
+        assert list(engine.generate(tokens, 10)) == list(engine.generate(PROMPT, 10))
+
+
+def test_logits_of_more_rows_than_a_step_has(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        tokens = [i * 5 % 97 for i in range(20)]
+        whole = engine.logits(tokens)
+        assert (whole.shape, whole.dtype) == ((20, 97), np.dtype("float32"))
+        pieces = [conversation.logits(tokens[:3]), conversation.logits(tokens[3:])]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+        assert engine.logits([]).shape == (0, 97)
+        assert conversation.length == 20
+
+
+def test_leaving_the_iterator_cancels_and_frees(engine: Engine) -> None:
+    with engine:
+        first = list(itertools.islice(engine.generate_tokens(PROMPT), 3))
+        assert engine.info.conversations == 0
+        assert engine.info.kv_blocks_free == engine.info.kv_blocks
+        assert list(engine.generate_tokens(PROMPT, 3)) == first
+
+
+def test_conversation_continues(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        first = list(conversation.generate_tokens(PROMPT, 4))
+        assert conversation.ending is Status.LENGTH
+        rest = list(conversation.generate_tokens(max_tokens=4))
+        assert first + rest == list(engine.generate_tokens(PROMPT, 8))
+
+
+def test_context_is_never_cut_silently(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        unlimited = list(conversation.generate_tokens([1] * 150))
+        assert conversation.ending in (Status.CONTEXT_FULL, Status.STOP)
+        conversation.rewind(0)
+        if len(unlimited) == 50:
+            with pytest.raises(RuntimeFailure, match="holds 200 tokens, the context is 200"):
+                list(conversation.generate_tokens([1] * 150, 51))
+        with pytest.raises(RuntimeFailure, match="201 tokens do not fit"):
+            list(engine.generate([1] * 201))
+
+
+def test_closed_engine(engine: Engine) -> None:
+    with engine:
+        pass
+    engine.close()
+    with pytest.raises(RuntimeFailure, match="the engine has been closed"):
+        engine.conversation()
+    with pytest.raises(RuntimeFailure, match="the engine has been closed"):
+        next(engine.generate(PROMPT))
+
+
+def test_threads_from_the_environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONDEVICE_THREADS", "3")
+    with ondevice.load(bundle) as engine:
+        assert engine.info.threads == 3
+    with ondevice.load(bundle, threads=1, conversations=2, kv_blocks=8) as engine:
+        assert (engine.info.threads, engine.info.kv_blocks) == (1, 8)
