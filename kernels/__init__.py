@@ -8,16 +8,20 @@ from __future__ import annotations
 from ondevice.dims import Extent
 from ondevice.dtypes import f16, f32
 from ondevice.graph.graph import Node
+from ondevice.graph.ops import ACTIVATIONS
 from ondevice.kernels.attention import attention, kv_write
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, select_rows
 from ondevice.kernels.matmul import matmul_float
+from ondevice.kernels.matmul_int import embed_int, matmul_dequant, matmul_int
 from ondevice.kernels.norm import rms_scale, rmsnorm
+from ondevice.kernels.quantize import quantize_rows
 from ondevice.kernels.rope import rope
 from ondevice.lang.library import Binding, KernelDef, Library, Types, View
-from ondevice.quant.scheme import SCHEMES
+from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
+GEMV_INT_ROWS = 1
 GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
 
 
@@ -65,10 +69,53 @@ def bind_embed_float(node: Node, types: Types) -> Binding | None:
 def bind_matmul_float(node: Node, types: Types) -> Binding | None:
     x, w, y = *node.inputs, node.output.name
     dtype = FLOAT_SCHEMES.get(types[w].scheme)
-    if dtype is None:
+    if dtype is None or types[x].scheme:
         return None
     views = View(x, types[x].shape), packed(w, types), View(y, types[y].shape)
     return Binding(views, {"W": dtype, "staged": bool(node.prologue)})
+
+
+def coding(scheme: Scheme) -> dict[str, int | bool]:
+    """What a kernel must know of the codes of an integer scheme."""
+    return {"bits": scheme.bits, "zero": scheme.zero, "affine": scheme.zero_point}
+
+
+def quantized(name: str, types: Types) -> View:
+    """Activations as groups of int8 codes."""
+    rows, columns = types[name].shape
+    return View(name, activation_shape(rows, columns.static or 0))
+
+
+def bind_quantize(node: Node, types: Types) -> Binding:
+    x, y = node.inputs[0], node.output.name
+    views = View(x, types[x].shape), quantized(y, types)
+    return Binding(views, {"staged": bool(node.prologue)})
+
+
+def bind_embed_int(node: Node, types: Types) -> Binding | None:
+    tokens, table, y = *node.inputs, node.output.name
+    if not is_integer(types[table].scheme):
+        return None
+    views = View(tokens, types[tokens].shape), packed(table, types), View(y, types[y].shape)
+    return Binding(views, coding(SCHEMES[types[table].scheme]))
+
+
+def bind_matmul_int(node: Node, types: Types) -> Binding | None:
+    """Integer weights and int8 activations."""
+    x, w, y = *node.inputs, node.output.name
+    if types[x].scheme != ACTIVATIONS or not is_integer(types[w].scheme):
+        return None
+    views = quantized(x, types), packed(w, types), View(y, types[y].shape)
+    return Binding(views, coding(SCHEMES[types[w].scheme]))
+
+
+def bind_matmul_dequant(node: Node, types: Types) -> Binding | None:
+    """Integer weights and float activations."""
+    x, w, y = *node.inputs, node.output.name
+    if types[x].scheme or not is_integer(types[w].scheme):
+        return None
+    views = View(x, types[x].shape), packed(w, types), View(y, types[y].shape)
+    return Binding(views, {**coding(SCHEMES[types[w].scheme]), "staged": bool(node.prologue)})
 
 
 def bind_rope(node: Node, types: Types) -> Binding:
@@ -116,6 +163,24 @@ ROWS = (
     KernelDef(
         "gemm", "matmul", matmul_float, bind_matmul_float,
         (("tokens", 6), ("blocks", 2)), min_rows=GEMV_ROWS + 1, holes=MATMUL_HOLES, chunk=4,
+    ),
+    KernelDef("quantize", "quantize", quantize_rows, bind_quantize, holes=("prologue",)),
+    KernelDef("embed_int", "embed", embed_int, bind_embed_int),
+    KernelDef(
+        "gemv_int", "matmul", matmul_int, bind_matmul_int,
+        (("tokens", 1), ("blocks", 4)), max_rows=GEMV_INT_ROWS, holes=("epilogue",),
+    ),
+    KernelDef(
+        "gemm_int", "matmul", matmul_int, bind_matmul_int,
+        (("tokens", 4), ("blocks", 2)), min_rows=GEMV_INT_ROWS + 1, holes=("epilogue",),
+    ),
+    KernelDef(
+        "gemv_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
+        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES,
+    ),
+    KernelDef(
+        "gemm_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
+        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES,
     ),
     KernelDef("rope", "rope", rope, bind_rope, chunk=8),
     KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, chunk=8),

@@ -23,6 +23,7 @@ from ondevice.graph.graph import Graph
 from ondevice.graph.text import print_graph
 from ondevice.graph.verify import verify
 from ondevice.kernels import LIBRARY
+from ondevice.kernels.packers import Packers
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.text import print_kernel
 from ondevice.models import Family, family_of, trace
@@ -30,6 +31,7 @@ from ondevice.models.family import ModelConfig
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
 from ondevice.passes.schedule import Frame, schedule
+from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.quant.stream import stream
 from ondevice.recipe import Recipe
@@ -54,7 +56,7 @@ def build(
         tensors = bind(family.weights(config), checkpoint.tensors)
         weights = plan(family.weights(config).shapes(), recipe.quant)
         frame = _frame(recipe, config, weights)
-        graph = _trace(family, config, frame, weights)
+        graph = _trace(family, config, frame, weights, recipe)
         compiled = _lower(graph, recipe, Context(target, LIBRARY), frame, dump, stop_after)
         if compiled is None:
             assert dump is not None
@@ -66,7 +68,7 @@ def build(
             names = _write_code(writer, compiled.program, library, target)
             tokenizer = _write_tokenizer(writer, checkpoint)
             with writer.weights(compiled.program.abi_hash, weights.size_bytes) as file:
-                for piece in stream(weights.entries, tensors):
+                for piece in stream(weights.entries, tensors, Packers()):
                     file.write(piece)
             return writer.finish(
                 name=recipe.name,
@@ -88,14 +90,17 @@ class Compiled:
     kernels: tuple[Kernel, ...]
 
 
-def _trace(family: Family[Any], config: ModelConfig, frame: Frame, weights: WeightPlan) -> Graph:
-    return trace(
+def _trace(
+    family: Family[Any], config: ModelConfig, frame: Frame, weights: WeightPlan, recipe: Recipe
+) -> Graph:
+    graph = trace(
         family,
         config,
         weight_types=weights.types,
         context_tokens=frame.context_tokens,
         kv_dtype=frame.kv.dtype,
     )
+    return quantize_activations(graph) if recipe.quant.activations == "int8" else graph
 
 
 def _lower(

@@ -27,10 +27,12 @@ class QuantRecipe:
     """How weights are stored.
 
     `rules` maps globs over our weight names ("layers.*.mlp.down") to schemes; the first that
-    matches wins, and `default` takes the rest.
+    matches wins, then `embedding` for token embeddings and the head, then `default`. `embedding`
+    is "auto" for int8_g32 where the default has fewer bits, else the default.
     """
 
-    default: str = "f32"
+    default: str = "int4_g32"
+    embedding: str = "auto"
     activations: Literal["int8", "float"] = "int8"  # of matmuls whose weights are integers
     rules: tuple[tuple[str, str], ...] = ()
 

@@ -60,7 +60,13 @@ def runtime_objects(target: Target) -> list[bytes]:
     command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
     objects = []
     for source in runtime_sources():
-        key = [*command, _tool_version(), source.name, source.read_bytes(), *headers]
+        key: list[str | bytes] = [
+            *command,
+            _tool_version(),
+            source.name,
+            source.read_bytes(),
+            *headers,
+        ]
         objects.append(cached(key, partial(_compile, command, source)))
     return objects
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,10 @@ from ondevice.errors import GraphError, nearest
 from ondevice.graph.graph import Attr, Attrs, TensorType
 
 Array = npt.NDArray[Any]
+
+# The scheme of quantized activations: groups of 32 int8 codes, each with its f32 scale.
+ACTIVATIONS = "a8_g32"
+ACTIVATION_GROUP = 32
 
 ATTR_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -143,7 +147,7 @@ def select_rows(x: Array, rows: Array) -> Array:
 
 
 def infer_matmul(x: TensorType, weight: TensorType) -> TensorType:
-    rows, inner = _activation("x", x)
+    rows, inner = _tensor("x", x, "float", 2)
     features, weight_inner = _tensor("weight", weight, "float", 2)
     _equal("inner sizes of matmul", inner, weight_inner)
     return _f32(rows, features)
@@ -153,6 +157,23 @@ def matmul(x: Array, weight: Array) -> Array:
     """`y[s, n] = sum_k x[s, k] * weight[n, k]`: f32[S, K], [N, K] -> f32[S, N]."""
     product: Array = x @ weight.T
     return product
+
+
+def infer_quantize(x: TensorType) -> TensorType:
+    _activation("x", x)
+    return replace(x, scheme=ACTIVATIONS)
+
+
+def quantize(x: Array) -> Array:
+    """The values that int8 codes in groups of 32 keep of x: f32[S, K] -> [S, K]."""
+    rows, columns = x.shape
+    padded = np.zeros((rows, -(-columns // ACTIVATION_GROUP) * ACTIVATION_GROUP), np.float32)
+    padded[:, :columns] = x
+    groups = padded.reshape(rows, -1, ACTIVATION_GROUP)
+    top = np.abs(groups).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top > 1e-30)
+    values: Array = np.rint(groups * inverse) * (top / np.float32(127))
+    return values.reshape(rows, -1)[:, :columns]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -395,6 +416,7 @@ OPS: dict[str, OpDef] = {
         OpDef("embed", infer_embed, embed),
         OpDef("select_rows", infer_select_rows, select_rows),
         OpDef("matmul", infer_matmul, matmul),
+        OpDef("quantize", infer_quantize, quantize),
         OpDef("rmsnorm", infer_rmsnorm, rmsnorm),
         OpDef("rms_scale", infer_rms_scale, rms_scale),
         OpDef("normalize", infer_normalize, normalize, elementwise=True),

@@ -16,7 +16,7 @@ static cpuid_result cpuid(uint32_t leaf, uint32_t subleaf) {
     return r;
 }
 
-/* The register states that the system saves on a context switch; ymm and zmm are useless without. */
+/* Register states that the system saves on a context switch; ymm and zmm are useless without. */
 static uint32_t saved_states(void) {
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

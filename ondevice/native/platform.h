@@ -19,7 +19,8 @@ int memcmp(const void *a, const void *b, size_t bytes);
 void *od_reserve(size_t bytes);
 void od_release(void *memory, size_t bytes);
 
-/* Map `length` bytes at `offset` of a file, read-only; offset need not be a multiple of the page. */
+/* Map `length` bytes at `offset` of a file, read-only, between guards as above; the offset need not
+ * be a multiple of the page. */
 const void *od_map_file(int fd, int64_t offset, int64_t length);
 void od_unmap_file(const void *data, int64_t offset, int64_t length);
 int64_t od_file_bytes(int fd); /* negative: not a file */

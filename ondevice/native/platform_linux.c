@@ -41,32 +41,41 @@ static long system_call(long number, long a, long b, long c, long d, long e, lon
 #endif
 
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_READ_WRITE = 3 };
-enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000 };
+enum { MAP_PRIVATE = 2, MAP_FIXED = 0x10, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000 };
 
 /* A multiple of every page size in use (4, 16 and 64 KiB), so nobody has to ask for it. */
 #define PAGE_BYTES 65536
 
 static long address(const void *pointer) { return (long)(uintptr_t)pointer; }
 
-static void *map(size_t bytes, int protection, int flags, int fd, int64_t offset) {
-    long result = system_call(SYS_MMAP, 0, (long)bytes, protection, flags, fd, offset);
-    /* Errors are -4095..-1; the kernel never maps there. */
-    return (unsigned long)result > -4096UL ? NULL : (void *)(uintptr_t)result;
+static long map(void *at, size_t bytes, int protection, int flags, int fd, int64_t offset) {
+    return system_call(SYS_MMAP, address(at), (long)bytes, protection, flags, fd, offset);
 }
 
 /* ---- memory ---- */
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+/* Address space of `bytes` (a multiple of PAGE_BYTES) between two guards, all inaccessible. */
+static uint8_t *map_guarded(size_t bytes) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    long base = map(NULL, bytes + 2 * PAGE_BYTES, PROT_NONE, flags, -1, 0);
+    /* Errors are -4095..-1; the kernel never maps there. */
+    return (unsigned long)base > -4096UL ? NULL : (uint8_t *)(uintptr_t)base + PAGE_BYTES;
+}
+
+static void unmap_guarded(const uint8_t *start, size_t bytes) {
+    long length = (long)(bytes + 2 * PAGE_BYTES);
+    system_call(SYS_MUNMAP, address(start - PAGE_BYTES), length, 0, 0, 0, 0);
+}
+
 void *od_reserve(size_t bytes) {
     size_t data = round_up(bytes, PAGE_BYTES);
     if (data < bytes || data > SIZE_MAX / 4) return NULL;
-    uint8_t *base = map(data + 2 * PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS |
-                        MAP_NORESERVE, -1, 0);
-    if (base == NULL) return NULL;
-    uint8_t *start = base + PAGE_BYTES;
+    uint8_t *start = map_guarded(data);
+    if (start == NULL) return NULL;
     if (system_call(SYS_MPROTECT, address(start), (long)data, PROT_READ_WRITE, 0, 0, 0) != 0) {
-        system_call(SYS_MUNMAP, address(base), (long)(data + 2 * PAGE_BYTES), 0, 0, 0, 0);
+        unmap_guarded(start, data);
         return NULL;
     }
     return start + (data - round_up(bytes, 64)); /* its end touches the upper guard */
@@ -75,20 +84,26 @@ void *od_reserve(size_t bytes) {
 void od_release(void *memory, size_t bytes) {
     if (memory == NULL) return;
     size_t data = round_up(bytes, PAGE_BYTES);
-    uint8_t *start = (uint8_t *)memory - (data - round_up(bytes, 64));
-    system_call(SYS_MUNMAP, address(start - PAGE_BYTES), (long)(data + 2 * PAGE_BYTES), 0, 0, 0, 0);
+    unmap_guarded((uint8_t *)memory - (data - round_up(bytes, 64)), data);
 }
 
 const void *od_map_file(int fd, int64_t offset, int64_t length) {
     int64_t inside = offset % PAGE_BYTES;
-    uint8_t *base = map((size_t)(length + inside), PROT_READ, MAP_PRIVATE, fd, offset - inside);
-    return base == NULL ? NULL : base + inside;
+    size_t bytes = (size_t)(length + inside);
+    uint8_t *start = map_guarded(round_up(bytes, PAGE_BYTES));
+    if (start == NULL) return NULL;
+    if (map(start, bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, offset - inside) < 0) {
+        unmap_guarded(start, round_up(bytes, PAGE_BYTES));
+        return NULL;
+    }
+    return start + inside;
 }
 
 void od_unmap_file(const void *data, int64_t offset, int64_t length) {
     if (data == NULL) return;
     int64_t inside = offset % PAGE_BYTES;
-    system_call(SYS_MUNMAP, address(data) - inside, length + inside, 0, 0, 0, 0);
+    size_t bytes = round_up((size_t)(length + inside), PAGE_BYTES);
+    unmap_guarded((const uint8_t *)data - inside, bytes);
 }
 
 int64_t od_file_bytes(int fd) {

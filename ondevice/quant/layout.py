@@ -1,4 +1,15 @@
-"""Layouts in NumPy: what a packed tensor means. Compiled packers are tested against these."""
+"""What the bytes of a packed matrix mean, in NumPy. Compiled packers are tested against this.
+
+`rows16`: [N/16][K][16] floats; one vector load is one k of 16 rows.
+
+`groups16`: for 16 rows a header of 16 f32 row scales (affine: then 16 f32 row minima), then for
+every 32 k their codes and the group's 16 scales (f16, or affine 16 u8 scales and 16 u8 minima).
+Codes of 8 bits: [8 quads][16 rows][4 k] bytes. Codes of 4 bits: [4 quads][16 rows][4 k] bytes whose
+low halves are quads 0..3 and whose high halves are quads 4..7.
+
+    symmetric:  row_scale * group_scale * (code - zero)
+    affine:     row_scale * group_scale * code - row_minimum * group_minimum
+"""
 
 from __future__ import annotations
 
@@ -12,8 +23,8 @@ from ondevice.quant.scheme import ROW_BLOCK, Scheme
 Array = npt.NDArray[Any]
 
 
-def pack(values: Array, scheme: Scheme) -> bytes:
-    """f32 [N, K], N a multiple of 16 or the tensor's end -> packed bytes, missing rows zero."""
+def pack_floats(values: Array, scheme: Scheme) -> bytes:
+    """f32 [N, K] -> `rows16` bytes, missing rows zero."""
     rows, columns = values.shape
     blocks = -(-rows // ROW_BLOCK)
     padded = np.zeros((blocks * ROW_BLOCK, columns), scheme.dtype.np)
@@ -22,7 +33,34 @@ def pack(values: Array, scheme: Scheme) -> bytes:
 
 
 def unpack(packed: bytes, scheme: Scheme, rows: int, columns: int) -> Array:
-    """The inverse of `pack`: f32 [rows, columns]."""
-    blocks = np.frombuffer(packed, scheme.dtype.np).reshape(scheme.packed_shape(rows, columns))
-    values = blocks.transpose(0, 2, 1).reshape(-1, columns)[:rows]
-    return np.ascontiguousarray(values, np.float32)
+    """The values that packed bytes stand for: f32 [rows, columns]."""
+    data = np.frombuffer(packed, scheme.dtype.np).reshape(scheme.packed_shape(rows, columns))
+    if scheme.group_size:
+        values = _unpack_groups(data, scheme)
+    else:
+        values = data.transpose(0, 2, 1).reshape(-1, columns)
+    return np.ascontiguousarray(values[:rows, :columns], np.float32)
+
+
+def _unpack_groups(data: Array, scheme: Scheme) -> Array:
+    """[blocks, bytes] -> f32 [16 * blocks, columns padded to groups]."""
+    blocks, header = len(data), scheme.header_bytes
+    units = data[:, :header].copy().view(np.float32).reshape(blocks, -1, ROW_BLOCK, 1, 1)
+    groups = data[:, header:].reshape(blocks, -1, scheme.group_bytes)
+    code_bytes = scheme.group_bytes - 2 * ROW_BLOCK
+    quads = groups[..., :code_bytes].reshape(blocks, groups.shape[1], -1, ROW_BLOCK, 4)
+    if scheme.bits == 4:
+        quads = np.concatenate([quads & 15, quads >> 4], axis=2)
+    codes = quads.transpose(0, 3, 1, 2, 4).reshape(blocks, ROW_BLOCK, -1, scheme.group_size)
+    tail = np.ascontiguousarray(groups[..., code_bytes:])
+    if scheme.zero_point:
+        scales, minima = (
+            part.transpose(0, 2, 1)[..., None].astype(np.float32)
+            for part in (tail[..., :ROW_BLOCK], tail[..., ROW_BLOCK:])
+        )
+        values = units[:, 0] * scales * codes - units[:, 1] * minima
+    else:
+        scales = tail.view(np.float16).transpose(0, 2, 1)[..., None].astype(np.float32)
+        values = units[:, 0] * scales * (codes.astype(np.float32) - scheme.zero)
+    return values.reshape(blocks * ROW_BLOCK, -1)
+

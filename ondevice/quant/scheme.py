@@ -1,39 +1,85 @@
 """SCHEMES: how the elements of a tensor are stored, one frozen row each.
 
 A matrix [N, K] is packed in blocks of 16 rows, so that one vector lane is one output row and a
-worker reads one stream. Vectors (norm weights, biases) are kept as plain f32.
+worker reads one stream; `quant/layout.py` says what the bytes mean. Vectors (norm weights, biases)
+are kept as plain f32.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ondevice.dtypes import DType, f16, f32
+from ondevice.dims import Extent
+from ondevice.dtypes import DType, f16, f32, u8
 from ondevice.errors import RecipeError, nearest
+from ondevice.graph.ops import ACTIVATION_GROUP
 
 ROW_BLOCK = 16
 PLAIN = ""  # the scheme of unpacked row-major f32
+SCALE_BYTES = 32  # of a group of 16 rows: 16 f16 scales, or 16 u8 scales and 16 u8 minima
+
+# A group of quantized activations: 32 int8 codes, their f32 scale, the int32 sum of the codes.
+ACTIVATION_GROUP_BYTES = ACTIVATION_GROUP + 8
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One row: element `dtype` of the packed buffer and the layout that `quant.layout` packs."""
+    """One row. `bits` is the width of a code; `group_size` is 0 where elements have no scale.
+
+    `zero_point` schemes are affine (`scale * code - minimum`), the others symmetric around the
+    code `zero`.
+    """
 
     name: str
-    bits: float  # per weight, scales included, before padding
-    dtype: DType
-    layout: str
+    bits: int
+    group_size: int = 0
+    zero_point: bool = False
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the packed buffer."""
+        return u8 if self.group_size else {32: f32, 16: f16}[self.bits]
+
+    @property
+    def layout(self) -> str:
+        return "groups16" if self.group_size else "rows16"
+
+    @property
+    def zero(self) -> int:
+        """The code of the value 0 in a symmetric scheme; 0 in an affine one."""
+        return 0 if self.zero_point else 1 << (self.bits - 1)
+
+    @property
+    def header_bytes(self) -> int:
+        """Of a block of 16 rows: their f32 scales and, if affine, their f32 minima."""
+        return 4 * ROW_BLOCK * (2 if self.zero_point else 1)
+
+    @property
+    def group_bytes(self) -> int:
+        """Of a group of 16 rows: its codes and its scales."""
+        return ROW_BLOCK * self.group_size * self.bits // 8 + SCALE_BYTES
 
     def packed_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the packed buffer of a matrix [rows, columns]."""
-        return (-(-rows // ROW_BLOCK), columns, ROW_BLOCK)
+        blocks = -(-rows // ROW_BLOCK)
+        if not self.group_size:
+            return (blocks, columns, ROW_BLOCK)
+        return (blocks, self.header_bytes + -(-columns // self.group_size) * self.group_bytes)
+
+    def packed_bytes(self, rows: int, columns: int) -> int:
+        """Size of the packed matrix, padding included."""
+        return math.prod(self.packed_shape(rows, columns)) * self.dtype.bytes
 
 
 SCHEMES: dict[str, Scheme] = {
     s.name: s
     for s in (
-        Scheme("f32", 32, f32, "rows16"),
-        Scheme("f16", 16, f16, "rows16"),
+        Scheme("f32", 32),
+        Scheme("f16", 16),
+        Scheme("int8_g32", 8, 32),
+        Scheme("int4_g32_sym", 4, 32),
+        Scheme("int4_g32", 4, 32, zero_point=True),
     )
 }
 
@@ -43,3 +89,14 @@ def scheme_named(name: str) -> Scheme:
     if name not in SCHEMES:
         raise RecipeError(f"unknown quantization scheme {name!r}{nearest(name, SCHEMES)}")
     return SCHEMES[name]
+
+
+def is_integer(scheme: str) -> bool:
+    """Whether a tensor of this scheme is stored as integers with scales."""
+    return scheme in SCHEMES and SCHEMES[scheme].group_size > 0
+
+
+def activation_shape(rows: Extent, columns: int) -> tuple[Extent, Extent, Extent]:
+    """The packed buffer of quantized activations f32[rows, columns]."""
+    groups = -(-columns // ACTIVATION_GROUP)
+    return rows, Extent.of(groups), Extent.of(ACTIVATION_GROUP_BYTES)

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from ondevice.bundle.program import WeightEntry
-from ondevice.quant.layout import Array, pack
+from ondevice.quant.layout import Array
 from ondevice.quant.policy import aligned
-from ondevice.quant.scheme import PLAIN, ROW_BLOCK, SCHEMES
+from ondevice.quant.scheme import PLAIN, ROW_BLOCK, SCHEMES, Scheme
 
 BLOCK_BYTES = 4 << 20  # of f32 values held at once: peak memory is a few of these
 
@@ -26,7 +26,17 @@ class Tensor(Protocol):
         ...
 
 
-def stream(entries: tuple[WeightEntry, ...], tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+class Packer(Protocol):
+    """What turns rows into bytes."""
+
+    def pack(self, values: Array, scheme: Scheme) -> bytes:
+        """f32 [N, K] -> packed bytes; N is a multiple of 16, or the block ends its tensor."""
+        ...
+
+
+def stream(
+    entries: tuple[WeightEntry, ...], tensors: Mapping[str, Tensor], packer: Packer
+) -> Iterator[bytes]:
     """The bytes of the weights file's data, in order; zeros between tensors keep them 64-aligned.
 
     `tensors` maps our names to the checkpoint's tensors. Raises CheckpointError while reading.
@@ -34,14 +44,14 @@ def stream(entries: tuple[WeightEntry, ...], tensors: Mapping[str, Tensor]) -> I
     for entry in entries:
         tensor = tensors[entry.name]
         written = 0
-        for piece in _pieces(entry, tensor):
+        for piece in _pieces(entry, tensor, packer):
             written += len(piece)
             yield piece
         assert written == entry.size_bytes, f"{entry.name}: {written} of {entry.size_bytes} bytes"
         yield bytes(aligned(written) - written)
 
 
-def _pieces(entry: WeightEntry, tensor: Tensor) -> Iterator[bytes]:
+def _pieces(entry: WeightEntry, tensor: Tensor, packer: Packer) -> Iterator[bytes]:
     if entry.scheme == PLAIN:
         yield np.ascontiguousarray(tensor.read_rows(0, entry.shape[0]), np.float32).tobytes()
         return
@@ -49,4 +59,4 @@ def _pieces(entry: WeightEntry, tensor: Tensor) -> Iterator[bytes]:
     rows, columns = entry.shape
     step = max(1, BLOCK_BYTES // (4 * columns * ROW_BLOCK)) * ROW_BLOCK
     for begin in range(0, rows, step):
-        yield pack(tensor.read_rows(begin, min(begin + step, rows)), scheme)
+        yield packer.pack(tensor.read_rows(begin, min(begin + step, rows)), scheme)

@@ -157,22 +157,27 @@ class Conversation:
         """Append `prompt` (nothing: continue), then yield tokens as they are generated.
 
         Ends at an end-of-sequence token (not yielded), after `max_tokens`, or, where that is None,
-        at the end of the context. Leaving the iterator cancels. Raises RuntimeFailure where the
-        prompt does not fit, or the context or the KV cache is full before `max_tokens`.
+        at the end of the context. Leaving the iterator cancels, and the conversation forgets what
+        was not yielded. Raises RuntimeFailure where the prompt does not fit, or the context or the
+        KV cache is full before `max_tokens`.
         """
         limit = 2**31 - 1 if max_tokens is None else max_tokens
         stop_tokens = self._engine.bundle.manifest.tokenizer.eos_token_ids
+        tokens = self._encode(prompt)
+        seen = self.length + len(tokens)
         self.ending = None
-        self._native.submit(self._encode(prompt), limit, temperature, seed, stop_tokens)
+        self._native.submit(tokens, limit, temperature, seed, stop_tokens)
         try:
             while self.ending is None:
-                status, tokens = self._native.read()
-                yield from tokens
+                status, generated = self._native.read()
+                for token in generated:
+                    seen += 1
+                    yield token
                 if status not in (Status.OK, Status.TIMEOUT):
                     self.ending = status
         finally:
             if self.ending is None:
-                self._cancel()
+                self._cancel(seen)
         unfinished = {Status.KV_FULL} | ({Status.CONTEXT_FULL} if max_tokens is not None else set())
         if self.ending in unfinished:
             raise RuntimeFailure(self._native.explain(), self.ending)
@@ -208,8 +213,13 @@ class Conversation:
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         return self._engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
-    def _cancel(self) -> None:
-        """Cancel, and wait until the conversation is at rest."""
-        self._native.cancel()
-        while self._native.read()[0] in (Status.OK, Status.TIMEOUT):
-            pass
+    def _cancel(self, seen: int) -> None:
+        """Bring the conversation to rest with its first `seen` tokens, unless it is closed."""
+        try:
+            self._native.cancel()
+            while self._native.read()[0] in (Status.OK, Status.TIMEOUT):
+                pass
+            self._native.rewind(min(seen, self.length))
+        except RuntimeFailure as error:
+            if error.status not in (Status.CLOSED, Status.FORKED):
+                raise

@@ -96,6 +96,22 @@ def test_leaving_the_iterator_cancels_and_frees(engine: Engine) -> None:
         assert list(engine.generate_tokens(PROMPT, 3)) == first
 
 
+def test_conversation_knows_only_what_was_yielded(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        tokens = len(engine.tokenizer.encode(PROMPT))
+        first = list(itertools.islice(conversation.generate_tokens(PROMPT), 3))
+        assert conversation.length == tokens + 3
+        rest = list(conversation.generate_tokens(max_tokens=4))
+        assert first + rest == list(engine.generate_tokens(PROMPT, 7))
+
+
+def test_iterator_may_outlive_its_engine(engine: Engine) -> None:
+    iterator = engine.generate_tokens(PROMPT)
+    with engine:
+        next(iterator)
+    iterator.close()
+
+
 def test_conversation_continues(engine: Engine) -> None:
     with engine, engine.conversation() as conversation:
         first = list(conversation.generate_tokens(PROMPT, 4))
@@ -106,12 +122,11 @@ def test_conversation_continues(engine: Engine) -> None:
 
 def test_context_is_never_cut_silently(engine: Engine) -> None:
     with engine, engine.conversation() as conversation:
-        unlimited = list(conversation.generate_tokens([1] * 150))
-        assert conversation.ending in (Status.CONTEXT_FULL, Status.STOP)
+        assert len(list(conversation.generate_tokens([1] * 150))) == 50
+        assert conversation.ending is Status.CONTEXT_FULL
         conversation.rewind(0)
-        if len(unlimited) == 50:
-            with pytest.raises(RuntimeFailure, match="holds 200 tokens, the context is 200"):
-                list(conversation.generate_tokens([1] * 150, 51))
+        with pytest.raises(RuntimeFailure, match="holds 200 tokens, the context is 200"):
+            list(conversation.generate_tokens([1] * 150, 51))
         with pytest.raises(RuntimeFailure, match="201 tokens do not fit"):
             list(engine.generate([1] * 201))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from ondevice.codegen.link import NATIVE, WARNINGS, runtime_sources
 
 from .conftest import HERE, Toy, compile_c
 
+CLANG = "clang" if shutil.which("clang") else "clang-14"
 BUILDS = {
     "plain": ("gcc", "-O2"),
-    "address": ("clang-14", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"),
-    "thread": ("clang-14", "-O1", "-g", "-fsanitize=thread"),
+    "address": (CLANG, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"),
+    "thread": (CLANG, "-O1", "-g", "-fsanitize=thread"),
 }
 PROMPT = [str(i * 7 % 97) for i in range(60)]
 
