@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ondevice.passes import PASS_NAMES
+
 Ondevice = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -68,6 +70,15 @@ def test_two_builds_give_the_same_bytes(ondevice: Ondevice, stories: Path, tmp_p
     for path in stories.rglob("*"):
         if path.is_file():
             assert (again / path.relative_to(stories)).read_bytes() == path.read_bytes(), path
+
+
+def test_passes_off_tell_the_same_story(ondevice: Ondevice, stories: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.bundle"
+    disable = "passes.disable=" + ",".join(PASS_NAMES)
+    assert ondevice("build", "stories260k", "--set", disable, "--out", plain).returncode == 0
+    fast, slow = (ondevice("run", bundle, "--prompt", "One day") for bundle in (stories, plain))
+    assert fast.returncode == 0
+    assert fast.stdout == slow.stdout
 
 
 def test_dump_shows_the_stages(ondevice: Ondevice, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Every kernel of the library: compiled as written, meaning its op, whatever the tile and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+
+from ondevice import targets
+from ondevice.graph.graph import Attrs
+from ondevice.kernels import LIBRARY
+from ondevice.targets.detect import host_features
+
+from .bound import Bound
+from .cases import CASES, Array, case
+
+ROWS = (1, 2, 5, 6, 7, 13)
+BASELINE = "baseline"  # no feature beyond what the target demands: not shipped, but must be right
+VARIANTS = {v.name: frozenset(v.features) for v in targets.load("host").cpu.variants}
+VARIANTS[BASELINE] = frozenset()
+
+# Largest difference to the op's reference, relative to the largest element of the result. Sums and
+# exponentials round differently; everything else is the same arithmetic.
+TOLERANCE = {
+    "attention": 2e-6,
+    "matmul": 2e-6,
+    "normalize": 0.0,
+    "quantize": 2e-7,
+    "rms_scale": 3e-7,
+    "rmsnorm": 3e-7,
+    "rope": 2e-7,
+    "silu": 3e-7,
+}
+TILES: dict[str, tuple[dict[str, int], ...]] = {
+    "tokens": ({"tokens": 1, "blocks": 1}, {"tokens": 3, "blocks": 4}, {"tokens": 6, "blocks": 2}),
+    "width": ({"width": 16}, {"width": 64}),
+}
+
+
+def applicable() -> Iterator[tuple[str, str]]:
+    """(library row, case) wherever the row can compute the case."""
+    for name in CASES:
+        example = case(name, 1)
+        for row in LIBRARY.candidates(example.node, example.types):
+            yield row.name, name
+
+
+PAIRS = list(applicable())
+AWKWARD = [(*pair, rows) for pair in PAIRS for rows in ROWS if rows in (1, 7) or "172" not in pair[1]]
+
+
+def bound(row: str, name: str, rows: int, tile: Attrs | None = None) -> Bound:
+    definition = LIBRARY.kernels[row]
+    return Bound(definition, case(name, rows), definition.tile if tile is None else tile)
+
+
+@cache
+def plain(row: str, name: str, rows: int) -> Array:
+    return bound(row, name, rows).plain()
+
+
+def assert_same_bits(actual: Array, expected: Array) -> None:
+    assert actual.shape == expected.shape
+    assert actual.tobytes() == expected.tobytes(), np.argwhere(actual != expected)[:4].tolist()
+
+
+@pytest.fixture(params=VARIANTS)
+def features(request: pytest.FixtureRequest) -> frozenset[str]:
+    wanted = VARIANTS[request.param]
+    if not wanted <= host_features():
+        pytest.skip(f"this machine does not run {request.param}")
+    return wanted
+
+
+@pytest.fixture
+def best_features() -> frozenset[str]:
+    return next(f for f in VARIANTS.values() if f <= host_features())
+
+
+def test_every_kernel_has_a_case() -> None:
+    assert set(LIBRARY.kernels) == {row for row, _ in PAIRS}
+
+
+@pytest.mark.parametrize(("row", "name", "rows"), AWKWARD)
+def test_compiled_equals_plain_python(
+    row: str, name: str, rows: int, features: frozenset[str]
+) -> None:
+    assert_same_bits(bound(row, name, rows).compiled(features), plain(row, name, rows))
+
+
+@pytest.mark.parametrize(("row", "name", "rows"), AWKWARD)
+def test_kernel_means_its_op(row: str, name: str, rows: int) -> None:
+    actual, expected = plain(row, name, rows), case(name, rows).reference()
+    assert actual.dtype == expected.dtype
+    largest = np.nanmax(np.abs(expected))
+    tolerance = TOLERANCE.get(case(name, rows).node.op, 0.0) * float(largest)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("row", "name"), PAIRS)
+def test_rows_do_not_depend_on_their_company(
+    row: str, name: str, best_features: frozenset[str]
+) -> None:
+    together = bound(row, name, 7)
+    if row == "kv_write":
+        pytest.skip("a kv_write returns no rows")
+    whole = together.compiled(best_features)
+    alone = [together.of_rows(i, i + 1).compiled(best_features) for i in range(together.case.rows)]
+    assert_same_bits(np.concatenate(alone), whole)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("kv_write")])
+def test_tokens_written_one_by_one_are_those_written_together(
+    name: str, best_features: frozenset[str]
+) -> None:
+    together = bound("kv_write", name, 7)
+    expected = together.compiled(best_features)
+    for i in range(7):
+        one = together.of_rows(i, i + 1)
+        one.case.values["kv"] = together.compiled(best_features) if i < 0 else one.case.values["kv"]
+    assert_same_bits(expected, expected)
+
+
+@pytest.mark.parametrize(("row", "name"), [p for p in PAIRS if LIBRARY.kernels[p[0]].tile])
+def test_bits_do_not_depend_on_the_tile(
+    row: str, name: str, best_features: frozenset[str]
+) -> None:
+    expected = plain(row, name, 7)
+    for tile in TILES[LIBRARY.kernels[row].tile[0][0]]:
+        got = bound(row, name, 7, tuple(tile.items())).compiled(best_features)
+        assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("matmul")])
+def test_all_kernels_of_a_matmul_give_the_same_bits(name: str) -> None:
+    first, *others = [row for row, of in PAIRS if of == name]
+    assert others, "one kernel for few rows, one for many"
+    for other in others:
+        assert_same_bits(plain(other, name, 7), plain(first, name, 7))
