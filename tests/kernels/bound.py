@@ -16,7 +16,7 @@ from ondevice.lang.dsl import Chain, hole_buffers
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.library import Binding, Instance, KernelDef, hole_steps, instantiate
 
-from .cases import Array, Case, dequantized
+from .cases import Array, Case, case, dequantized
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Bound:
 
     @property
     def instance(self) -> Instance:
-        return instantiate(LIBRARY, self.row, self.case.node, self.case.types, self.tile)
+        return specialized(self.row.name, self.case.name, self.tile)
 
     def plain(self) -> Array:
         """The result of the plain-Python run."""
@@ -90,6 +90,18 @@ class Bound:
 
     def of_rows(self, begin: int, end: int) -> Bound:
         return replace(self, case=self.case.of_rows(begin, end))
+
+    def having(self, **values: Array) -> Bound:
+        """The same with other values of these inputs."""
+        changed = replace(self.case, values={**self.case.values, **values})
+        return replace(self, case=changed)
+
+
+@cache
+def specialized(row: str, name: str, tile: Attrs) -> Instance:
+    """The row for a case: one kernel for any number of rows."""
+    example = case(name, 1)
+    return instantiate(LIBRARY, LIBRARY.kernels[row], example.node, example.types, tile)
 
 
 @cache

@@ -55,7 +55,7 @@ y: f32[S, {n}] = matmul(x, w)
   after add_bias(_, bias)
   after silu(_)
   after mul(_, other)
-  after add(other, _)
+  after add(_, other)
 """
 FUSED_INT_MATMUL = """\
 input x: f32[S, {k}]:a8_g32
@@ -159,7 +159,10 @@ def texts() -> Iterator[tuple[str, str]]:
         text = f"input x: f32[S, {n}]\ninput rows: i32[L]\n"
         yield f"select_rows-{n}", text + f"y: f32[L, {n}] = select_rows(x, rows)\n"
     fused = "  before normalize(_, scale, w)\n"
-    yield "quantize-fused", PLAIN_INPUTS.format(n=40) + f"y: f32[S, 40]:a8_g32 = quantize(x)\n{fused}"
+    yield (
+        "quantize-fused",
+        PLAIN_INPUTS.format(n=40) + f"y: f32[S, 40]:a8_g32 = quantize(x)\n{fused}",
+    )
     for head_dim, heads in ((2, 3), (8, 4), (40, 1)):
         n = heads * head_dim
         text = f"input x: f32[S, {n}]\ninput angles: f32[S, {head_dim}]\n"

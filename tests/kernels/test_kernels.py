@@ -16,22 +16,24 @@ from ondevice.targets.detect import host_features
 from .bound import Bound
 from .cases import CASES, Array, case
 
-ROWS = (1, 2, 5, 6, 7, 13)
-BASELINE = "baseline"  # no feature beyond what the target demands: not shipped, but must be right
 VARIANTS = {v.name: frozenset(v.features) for v in targets.load("host").cpu.variants}
-VARIANTS[BASELINE] = frozenset()
 
 # Largest difference to the op's reference, relative to the largest element of the result. Sums and
-# exponentials round differently; everything else is the same arithmetic.
+# exponentials round differently; rows that are not here do the reference's arithmetic exactly.
 TOLERANCE = {
-    "attention": 2e-6,
-    "matmul": 2e-6,
-    "normalize": 0.0,
+    "attention": 1e-6,
+    "elementwise_silu": 3e-7,
+    "embed_int": 3e-7,
+    "gemv": 1e-6,
+    "gemm": 1e-6,
+    "gemv_int": 1e-6,
+    "gemm_int": 1e-6,
+    "gemv_dequant": 1e-6,
+    "gemm_dequant": 1e-6,
     "quantize": 2e-7,
     "rms_scale": 3e-7,
     "rmsnorm": 3e-7,
     "rope": 2e-7,
-    "silu": 3e-7,
 }
 TILES: dict[str, tuple[dict[str, int], ...]] = {
     "tokens": ({"tokens": 1, "blocks": 1}, {"tokens": 3, "blocks": 4}, {"tokens": 6, "blocks": 2}),
@@ -47,8 +49,15 @@ def applicable() -> Iterator[tuple[str, str]]:
             yield row.name, name
 
 
+def row_counts(name: str) -> tuple[int, ...]:
+    """Around the tiles of the library; wide cases are slow as plain Python."""
+    if "172" in name:
+        return (1, 7)
+    return (1, 2, 5, 6, 7, 13) if name.startswith("matmul-f") else (2, 6, 13)
+
+
 PAIRS = list(applicable())
-AWKWARD = [(*pair, rows) for pair in PAIRS for rows in ROWS if rows in (1, 7) or "172" not in pair[1]]
+AWKWARD = [(*pair, rows) for pair in PAIRS for rows in row_counts(pair[1])]
 
 
 def bound(row: str, name: str, rows: int, tile: Attrs | None = None) -> Bound:
@@ -76,7 +85,10 @@ def features(request: pytest.FixtureRequest) -> frozenset[str]:
 
 @pytest.fixture
 def best_features() -> frozenset[str]:
-    return next(f for f in VARIANTS.values() if f <= host_features())
+    runnable = [f for f in VARIANTS.values() if f <= host_features()]
+    if not runnable:
+        pytest.skip("this machine runs no variant of its target")
+    return runnable[0]
 
 
 def test_every_kernel_has_a_case() -> None:
@@ -94,39 +106,30 @@ def test_compiled_equals_plain_python(
 def test_kernel_means_its_op(row: str, name: str, rows: int) -> None:
     actual, expected = plain(row, name, rows), case(name, rows).reference()
     assert actual.dtype == expected.dtype
-    largest = np.nanmax(np.abs(expected))
-    tolerance = TOLERANCE.get(case(name, rows).node.op, 0.0) * float(largest)
+    tolerance = TOLERANCE.get(row, 0.0) * float(np.nanmax(np.abs(expected)))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("row", "name"), PAIRS)
+@pytest.mark.parametrize(("row", "name"), [p for p in PAIRS if p[0] != "kv_write"])
 def test_rows_do_not_depend_on_their_company(
     row: str, name: str, best_features: frozenset[str]
 ) -> None:
     together = bound(row, name, 7)
-    if row == "kv_write":
-        pytest.skip("a kv_write returns no rows")
-    whole = together.compiled(best_features)
     alone = [together.of_rows(i, i + 1).compiled(best_features) for i in range(together.case.rows)]
-    assert_same_bits(np.concatenate(alone), whole)
+    assert_same_bits(np.concatenate(alone), together.compiled(best_features))
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("kv_write")])
-def test_tokens_written_one_by_one_are_those_written_together(
-    name: str, best_features: frozenset[str]
-) -> None:
+def test_tokens_are_written_alone_as_together(name: str, best_features: frozenset[str]) -> None:
     together = bound("kv_write", name, 7)
-    expected = together.compiled(best_features)
+    kv = together.case.values["kv"]
     for i in range(7):
-        one = together.of_rows(i, i + 1)
-        one.case.values["kv"] = together.compiled(best_features) if i < 0 else one.case.values["kv"]
-    assert_same_bits(expected, expected)
+        kv = together.of_rows(i, i + 1).having(kv=kv).compiled(best_features)
+    assert_same_bits(kv, together.compiled(best_features))
 
 
 @pytest.mark.parametrize(("row", "name"), [p for p in PAIRS if LIBRARY.kernels[p[0]].tile])
-def test_bits_do_not_depend_on_the_tile(
-    row: str, name: str, best_features: frozenset[str]
-) -> None:
+def test_bits_do_not_depend_on_the_tile(row: str, name: str, best_features: frozenset[str]) -> None:
     expected = plain(row, name, 7)
     for tile in TILES[LIBRARY.kernels[row].tile[0][0]]:
         got = bound(row, name, 7, tuple(tile.items())).compiled(best_features)
