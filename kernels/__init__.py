@@ -5,18 +5,19 @@ Rows for one op stand from the general to the special; `select` takes them by nu
 
 from __future__ import annotations
 
+from ondevice.kernels.attention import attention, kv_write
+from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
+from ondevice.kernels.embed import embed_float, embed_int, select_rows
+from ondevice.kernels.matmul import matmul_float
+from ondevice.kernels.matmul_int import matmul_dequant, matmul_int
+from ondevice.kernels.norm import rms_scale, rmsnorm
+from ondevice.kernels.quantize import quantize_rows
+from ondevice.kernels.rope import rope
+
 from ondevice.dims import Extent
 from ondevice.dtypes import f16, f32
 from ondevice.graph.graph import Node
 from ondevice.graph.ops import ACTIVATIONS
-from ondevice.kernels.attention import attention, kv_write
-from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
-from ondevice.kernels.embed import embed_float, select_rows
-from ondevice.kernels.matmul import matmul_float
-from ondevice.kernels.matmul_int import embed_int, matmul_dequant, matmul_int
-from ondevice.kernels.norm import rms_scale, rmsnorm
-from ondevice.kernels.quantize import quantize_rows
-from ondevice.kernels.rope import rope
 from ondevice.lang.library import Binding, KernelDef, Library, Types, View
 from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 

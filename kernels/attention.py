@@ -1,5 +1,4 @@
 """Attention over a paged KV cache: blocks of 32 tokens, keys as [D][32], values as [32][D]."""
-# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -85,7 +84,9 @@ def attention(
             for d in range(D):
                 query = vec(q[s, h, d], 16)
                 low = fma(query, cast(f32, load(kv, block, layer, 0, g, d * 32, lanes=16)), low)
-                high = fma(query, cast(f32, load(kv, block, layer, 0, g, d * 32 + 16, lanes=16)), high)
+                high = fma(
+                    query, cast(f32, load(kv, block, layer, 0, g, d * 32 + 16, lanes=16)), high
+                )
             valid = cast(i32, min(left, 32))
             low = select(iota(16) < vec(valid, 16), low * scale, vec(-1e30, 16))
             high = select(iota(16) + 16 < vec(valid, 16), high * scale, vec(-1e30, 16))

@@ -1,5 +1,4 @@
-"""Elementwise ops: the steps that fill the holes of other kernels, and one kernel that runs them alone."""
-# mypy: ignore-errors
+"""Elementwise ops: the steps that fill holes of other kernels, and a kernel to run them alone."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 One lane is one output row, and every output is summed along k in order by a single accumulator. So
 gemv and gemm give the same bits for the same row, whatever the tile and however many tokens.
 """
-# mypy: ignore-errors
 
 from __future__ import annotations
 

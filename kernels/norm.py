@@ -1,9 +1,20 @@
 """Root mean square normalization (arXiv 1910.07467), whole or only its scale per row."""
-# mypy: ignore-errors
 
 from __future__ import annotations
 
-from ondevice.lang import cast, f32, fma, inline, kernel, load, parallel, reduce_add, sqrt, store, vec
+from ondevice.lang import (
+    cast,
+    f32,
+    fma,
+    inline,
+    kernel,
+    load,
+    parallel,
+    reduce_add,
+    sqrt,
+    store,
+    vec,
+)
 
 
 @inline

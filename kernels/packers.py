@@ -8,16 +8,16 @@ from functools import cache
 
 import llvmlite
 import numpy as np
+from ondevice.kernels.quantize import pack_affine, pack_symmetric
 
+from ondevice import targets
 from ondevice.codegen.cache import cached
 from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
 from ondevice.codegen.llvm import print_function, print_module
-from ondevice.kernels.quantize import pack_affine, pack_symmetric
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.specialize import specialize
 from ondevice.quant.layout import Array, pack_floats
 from ondevice.quant.scheme import ROW_BLOCK, Scheme
-from ondevice import targets
 from ondevice.targets.detect import host_features
 
 SEARCH_STEPS = {4: 16, 8: 4}  # scales tried per group, by bits: 8 bits have little to gain

@@ -1,5 +1,4 @@
 """Rotary position embedding (arXiv 2104.09864), half-split as in transformers."""
-# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from ondevice.lang import f32, fma, kernel, load, parallel, store
 
 @kernel
 def rope(x: f32[S, H, D], angles: f32[S, D], y: f32[S, H, D]):
-    """Rotates (x[d], x[d + D/2]) by the angle whose cos is angles[s, d] and sin angles[s, d + D/2]"""
+    """Rotates (x[d], x[d + D/2]) by the angle with cos angles[s, d], sin angles[s, d + D/2]"""
     for s, h in parallel(S, H):
         for d in range(0, D // 2, 16):
             count = D // 2 - d

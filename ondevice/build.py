@@ -36,6 +36,7 @@ from ondevice.quant.policy import WeightPlan, plan
 from ondevice.quant.stream import stream
 from ondevice.recipe import Recipe
 from ondevice.targets import Target
+from ondevice.tokenizer.special import leading_token
 
 LOGIT_ROWS = 64  # most rows of logits that one step gives
 
@@ -62,7 +63,9 @@ def build(
             assert dump is not None
             return dump.directory
         library = model_library(
-            compiled.program, compile_kernels(compiled.program, compiled.kernels, target, dump), target
+            compiled.program,
+            compile_kernels(compiled.program, compiled.kernels, target, dump),
+            target,
         )
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, library, target)
@@ -171,15 +174,16 @@ def _write_tokenizer(writer: BundleWriter, checkpoint: Checkpoint) -> TokenizerI
     """Copy tokenizer.json, and say which tokens begin and end a text."""
     if not checkpoint.tokenizer.is_file():
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; save the tokenizer there")
-    writer.add("tokenizer/tokenizer.json", checkpoint.tokenizer.read_bytes())
+    data = checkpoint.tokenizer.read_bytes()
+    writer.add("tokenizer/tokenizer.json", data)
+    first = leading_token(data)
     merged = {**checkpoint.config, **checkpoint.generation_config}
     ends = merged.get("eos_token_id")
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     return TokenizerInfo(
         file="tokenizer/tokenizer.json",
-        bos_token_id=merged.get("bos_token_id"),
+        bos_token_id=merged.get("bos_token_id") if first is None else first,
         eos_token_ids=tuple(ends),
-        add_bos=True,
     )
 
 

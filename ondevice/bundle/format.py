@@ -28,7 +28,7 @@ from ondevice.errors import BundleError
 from ondevice.tables import Fail, read_table, write_table
 
 MANIFEST = "manifest.json"
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 CHUNK_BYTES = 4 << 20  # the weights file is hashed, and may be fetched again, in such pieces
 MANIFEST_MAX_BYTES = 64 << 20
 
@@ -53,7 +53,6 @@ class TokenizerInfo:
     file: str
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    add_bos: bool = False  # a prompt starts with bos_token_id
 
 
 @dataclass(frozen=True)

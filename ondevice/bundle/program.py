@@ -95,9 +95,7 @@ class KvCache:
 
     @property
     def block_bytes(self) -> int:
-        return (
-            self.layers * 2 * self.kv_heads * self.head_dim * KV_BLOCK_TOKENS * self.dtype.bytes
-        )
+        return self.layers * 2 * self.kv_heads * self.head_dim * KV_BLOCK_TOKENS * self.dtype.bytes
 
 
 @dataclass(frozen=True)

@@ -45,20 +45,27 @@ def print_program(program: Program) -> str:
 
 def parse_program(text: str) -> Program:
     """The inverse of `print_program`. Raises BundleError with the line that does not fit."""
-    return _Parser(text).program()
+    parser = _Parser(text)
+    try:
+        return parser.program()
+    except ValueError as error:  # a size or a number that is none
+        parser.fail(str(error))
 
 
 def _weight(entry: WeightEntry) -> str:
     shape = "x".join(map(str, entry.shape))
     scheme = entry.scheme or "-"
-    return f"weight {scheme} {entry.layout} {shape} {entry.offset} {entry.size_bytes} # {entry.name}"
+    return (
+        f"weight {scheme} {entry.layout} {shape} {entry.offset} {entry.size_bytes} # {entry.name}"
+    )
 
 
 def _launch(launch: Launch) -> str:
     arguments = " ".join(map(_argument, launch.arguments))
     scalars = " ".join(map(str, launch.scalars))
     return (
-        f"launch {'barrier' if launch.barrier else 'free'} {launch.kernel} ({arguments}) ({scalars})"
+        f"launch {'barrier' if launch.barrier else 'free'} {launch.kernel}"
+        f" ({arguments}) ({scalars})"
         f" tasks {launch.tasks} by {launch.chunk}"
         f" when {launch.min_rows}..{launch.max_rows} {launch.rows} # {launch.source}"
     )
@@ -76,12 +83,14 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.lines = [line for line in text.split("\n") if line]
-        self.at = 0
+        self.at = 0  # lines read so far
 
     def program(self) -> Program:
         name = self.one("program (.+)", str)
         sizes = {key: self.one(rf"{key} (-?\d+)", int) for key in SIZES}
         kv = self.match(r"kv (\d+) layers (\d+) heads (\d+) (\w+)")
+        if kv[4] not in DTYPES:
+            self.fail(f"unknown element type {kv[4]!r}")
         geometry = KvCache(int(kv[1]), int(kv[2]), int(kv[3]), DTYPES[kv[4]])
         program = Program(
             name=name,
@@ -94,6 +103,7 @@ class _Parser:
             launches=tuple(self.many("launch ", self.launch)),
         )
         if self.at != len(self.lines):
+            self.at += 1
             self.fail("a line that no program has")
         return program
 
@@ -135,11 +145,13 @@ class _Parser:
 
     def argument(self, text: str) -> Argument:
         match = re.fullmatch(r"(\w+):(\w+)\+(\d+)", text)
-        if not match or match[1].upper() not in Space.__members__:
+        space, index, offset = (part.upper() for part in match.groups()) if match else ("", "", "")
+        if space not in Space.__members__ or not (
+            index in StepBuffer.__members__ or index.isdigit()
+        ):
             self.fail(f"{text!r} is no argument")
-        space = Space[match[1].upper()]
-        index = int(match[2]) if match[2].isdigit() else int(StepBuffer[match[2].upper()])
-        return Argument(space, index, int(match[3]))
+        number = int(index) if index.isdigit() else int(StepBuffer[index])
+        return Argument(Space[space], number, int(offset))
 
     def many(self, start: str, row: Callable[[], T]) -> Iterator[T]:
         while self.at < len(self.lines) and self.lines[self.at].startswith(start):
@@ -151,10 +163,10 @@ class _Parser:
     def match(self, pattern: str) -> re.Match[str]:
         line = self.lines[self.at] if self.at < len(self.lines) else ""
         match = re.fullmatch(pattern, line)
+        self.at += 1
         if match is None:
             self.fail(f"expected {pattern!r}, not {line!r}")
-        self.at += 1
         return match
 
     def fail(self, what: str) -> NoReturn:
-        raise BundleError(f"program text, line {self.at + 1}: {what}")
+        raise BundleError(f"program text, line {self.at}: {what}")

@@ -12,7 +12,7 @@ import sys
 import typer
 
 from ondevice import __version__, debug
-from ondevice.cli import build, demo, inspect, run, verify
+from ondevice.cli import bench, build, demo, eval, inspect, run, verify
 from ondevice.errors import OndeviceError
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
+app.command("eval")(eval.evaluate)
+app.command("bench")(bench.bench)
 
 
 def main() -> None:

@@ -52,9 +52,7 @@ def compile_kernels(
         return list(pool.map(compiled, target.cpu.variants))
 
 
-def model_library(
-    program: Program, variants: Sequence[CompiledVariant], target: Target
-) -> bytes:
+def model_library(program: Program, variants: Sequence[CompiledVariant], target: Target) -> bytes:
     """libmodel: the variants' kernels behind one exported descriptor."""
     rows = [(v.variant.name, frozenset(v.variant.features), v.symbols) for v in variants]
     text = print_module([], target.triple, emit_descriptor(program, rows))

@@ -24,7 +24,7 @@ Types = Mapping[str, TensorType]
 
 @dataclass(frozen=True)
 class View:
-    """A value as a kernel's buffer: the shape the kernel sees, which a scheme or a head may alter."""
+    """A value as a kernel's buffer: the shape that the kernel sees."""
 
     value: str
     shape: tuple[Extent, ...]

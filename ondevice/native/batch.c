@@ -18,7 +18,20 @@ static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 void od_finish(od_core *engine, od_state *state, od_status status) {
     state->active = false;
     state->ending = status;
+    od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
     od_event_advance(&engine->progress);
+}
+
+void od_reuse(od_core *engine, od_state *state) {
+    int32_t first = state->computed / OD_KV_BLOCK_TOKENS;
+    int32_t end = state->needed_from / OD_KV_BLOCK_TOKENS;
+    od_kv_found found = od_kv_find(&engine->kv, &state->table, state->tokens, first, end);
+    if (found.count == 0) return;
+    od_kv_adopt(&engine->kv, &state->table, state->tokens, first, found.count);
+    int32_t skipped = (first + found.count) * OD_KV_BLOCK_TOKENS - state->computed;
+    state->computed += skipped;
+    state->stats.shared_tokens += skipped;
+    state->stats.total_reused_tokens += skipped;
 }
 
 /* ---- assemble ---- */
@@ -30,7 +43,7 @@ static od_share share_for(const od_core *engine, od_state *state) {
     int32_t room = engine->model->logit_rows - engine->step_logits;
     int32_t logit_rows = 0;
     if (state->logits != NULL) {
-        int32_t silent = state->logits_from - state->computed;
+        int32_t silent = state->needed_from - state->computed;
         if (silent < 0) silent = 0;
         rows = least(rows, silent + room);
         logit_rows = rows > silent ? rows - silent : 0;
@@ -42,6 +55,7 @@ static od_share share_for(const od_core *engine, od_state *state) {
 }
 
 static void add_share(od_core *engine, od_state *state) {
+    od_reuse(engine, state); /* others may have computed the same since the last step */
     od_share share = share_for(engine, state);
     if (share.rows == 0) return;
     int32_t blocks = od_kv_blocks_for(state->computed + share.rows);
@@ -88,7 +102,7 @@ bool od_batch_assemble(od_core *engine) {
 static void take_logits(od_core *engine, const od_share *share) {
     const od_state *state = share->state;
     size_t vocab = (size_t)engine->model->vocab_size;
-    int32_t first = state->computed + share->rows - share->logit_rows - state->logits_from;
+    int32_t first = state->computed + share->rows - share->logit_rows - state->needed_from;
     memcpy(state->logits + (size_t)first * vocab, step_logits(engine, share->first_logit),
            (size_t)share->logit_rows * vocab * sizeof(float));
 }
@@ -124,7 +138,12 @@ static bool is_stop(const od_state *state, int32_t token) {
     return false;
 }
 
-static void append_token(od_core *engine, od_state *state, int32_t token) {
+static void count_token(od_state *state, int64_t now_ns) {
+    if (state->generated++ == 0) state->first_token_ns = now_ns;
+    state->last_token_ns = now_ns;
+}
+
+static void append_token(od_core *engine, od_state *state, int32_t token, int64_t now_ns) {
     if (token < 0) {
         od_finish(engine, state, OD_NUMERIC);
     } else if (is_stop(state, token)) {
@@ -133,24 +152,37 @@ static void append_token(od_core *engine, od_state *state, int32_t token) {
         od_finish(engine, state, OD_CONTEXT_FULL);
     } else {
         state->tokens[state->length++] = token;
-        if (++state->generated == state->sampling.max_tokens)
+        count_token(state, now_ns);
+        if (state->generated == state->sampling.max_tokens)
             od_finish(engine, state, OD_LENGTH);
         else if (state->length == engine->model->context_tokens)
             od_finish(engine, state, OD_CONTEXT_FULL);
     }
 }
 
+/* `rows` more tokens are in the KV cache; blocks that they fill can be found from now on. */
+static void count_computed(od_core *engine, od_state *state, int32_t rows) {
+    od_stats *stats = &state->stats;
+    int32_t place = state->computed / OD_KV_BLOCK_TOKENS;
+    stats->total_computed_tokens += rows;
+    if (state->computed < stats->prompt_tokens) stats->computed_tokens += rows;
+    state->computed += rows;
+    for (; place < state->computed / OD_KV_BLOCK_TOKENS; place++)
+        od_kv_publish(&engine->kv, &state->table, state->tokens, place);
+}
+
 void od_batch_deliver(od_core *engine) {
+    int64_t now_ns = od_now_ns();
     for (int32_t i = 0; i < engine->share_count; i++) {
         const od_share *share = &engine->shares[i];
         od_state *state = share->state;
         bool last = state->computed + share->rows == state->length;
-        state->computed += share->rows;
+        count_computed(engine, state, share->rows);
         if (!last) continue;
         if (state->logits != NULL || state->sampling.max_tokens == 0)
             od_finish(engine, state, OD_LENGTH);
         else
-            append_token(engine, state, share->token);
+            append_token(engine, state, share->token, now_ns);
     }
     od_event_advance(&engine->progress);
 }

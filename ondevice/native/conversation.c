@@ -1,23 +1,31 @@
 /* The calls of conversations. Each enters (handle checked, lock held), does its work, leaves. */
 #include "engine.h"
 
+/* Open a free slot. */
+static od_status take_slot(od_core *engine, int32_t *slot, od_error *error) {
+    for (*slot = 0; *slot < engine->capacity; ++*slot) {
+        od_state *state = &engine->states[*slot];
+        if (state->open) continue;
+        *state = (od_state){.open = true,
+                            .number = state->number + 1,
+                            .tokens = state->tokens,
+                            .table = state->table,
+                            .ending = OD_INVALID};
+        return OD_OK;
+    }
+    return od_fail(error, OD_MEMORY, "%d conversations are open, all that the engine was opened "
+                   "for", engine->capacity);
+}
+
 od_status od_conversation_open(od_engine handle, od_conversation *conversation, od_error *error) {
     od_core *engine = NULL;
+    int32_t slot = 0;
     od_status status = od_enter_engine(handle, &engine, error);
     if (status != OD_OK) return status;
-    int32_t slot = 0;
-    while (slot < engine->capacity && engine->states[slot].open) slot++;
-    if (slot == engine->capacity)
-        return od_leave(engine, od_fail(error, OD_MEMORY, "%d conversations are open, all that "
-                                        "the engine was opened for", engine->capacity));
-    od_state *state = &engine->states[slot];
-    *state = (od_state){.open = true,
-                        .number = state->number + 1,
-                        .tokens = state->tokens,
-                        .table = state->table,
-                        .ending = OD_INVALID};
-    *conversation = od_handle_conversation(handle, slot, state->number);
-    return od_leave(engine, OD_OK);
+    status = take_slot(engine, &slot, error);
+    if (status == OD_OK)
+        *conversation = od_handle_conversation(handle, slot, engine->states[slot].number);
+    return od_leave(engine, status);
 }
 
 /* Wait, without the lock, until something has been done or the deadline is over. */
@@ -63,8 +71,40 @@ od_status od_conversation_tokens(od_conversation handle, int32_t *tokens, od_err
     return od_leave(engine, OD_OK);
 }
 
+od_status od_conversation_stats(od_conversation handle, od_stats *stats, od_error *error) {
+    od_core *engine = NULL;
+    od_state *state = NULL;
+    od_status status = od_enter(handle, &engine, &state, error);
+    if (status != OD_OK) return status;
+    *stats = state->stats;
+    stats->generated_tokens = state->generated;
+    if (state->generated > 0)
+        stats->first_token_ms = (double)(state->first_token_ns - state->submitted_ns) / 1e6;
+    int64_t generating_ns = state->last_token_ns - state->first_token_ns;
+    if (state->generated > 1 && generating_ns > 0)
+        stats->tokens_per_second = (state->generated - 1) * 1e9 / (double)generating_ns;
+    return od_leave(engine, OD_OK);
+}
+
 static od_status refuse_busy(od_error *error) {
     return od_fail(error, OD_BUSY, "the conversation is generating: read to the end or cancel");
+}
+
+od_status od_fork(od_conversation handle, od_conversation *fork, od_error *error) {
+    od_core *engine = NULL;
+    od_state *from = NULL;
+    int32_t slot = 0;
+    od_status status = od_enter(handle, &engine, &from, error);
+    if (status != OD_OK) return status;
+    status = from->active ? refuse_busy(error) : take_slot(engine, &slot, error);
+    if (status != OD_OK) return od_leave(engine, status);
+    od_state *to = &engine->states[slot];
+    memcpy(to->tokens, from->tokens, (size_t)from->length * sizeof(int32_t));
+    to->length = to->unread = from->length;
+    to->computed = from->computed;
+    od_kv_fork(&engine->kv, &from->table, &to->table, from->table.count);
+    *fork = od_handle_conversation(handle & UINT32_MAX, slot, to->number);
+    return od_leave(engine, OD_OK);
 }
 
 od_status od_rewind(od_conversation handle, int32_t tokens, od_error *error) {
@@ -78,7 +118,7 @@ od_status od_rewind(od_conversation handle, int32_t tokens, od_error *error) {
                                         "conversation holds %d", tokens, state->length));
     state->length = state->unread = tokens;
     if (state->computed > tokens) state->computed = tokens;
-    od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(tokens));
+    od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
     return od_leave(engine, OD_OK);
 }
 
@@ -93,7 +133,8 @@ static od_status check_tokens(const od_core *engine, const od_state *state, cons
                            tokens[i], model->vocab_size - 1);
     if (n > model->context_tokens - state->length)
         return od_fail(error, OD_CONTEXT_FULL, "%d tokens do not fit: the conversation holds %d "
-                       "of the context of %d", n, state->length, model->context_tokens);
+                       "of the context of %d; submit at most %d, or rewind it", n, state->length,
+                       model->context_tokens, model->context_tokens - state->length);
     return OD_OK;
 }
 
@@ -108,21 +149,52 @@ static od_status check_sampling(const od_sampling *sampling, od_error *error) {
     return OD_OK;
 }
 
-/* Append tokens that have been checked, with blocks for all of them. */
+/* Blocks that must be available so that the tokens from `from` up to `length` can be computed. */
+static int32_t blocks_needed(const od_core *engine, const od_state *state, int32_t from,
+                             int32_t length) {
+    int32_t first = from / OD_KV_BLOCK_TOKENS, end = state->needed_from / OD_KV_BLOCK_TOKENS;
+    const od_kv_table *table = &state->table;
+    od_kv_found found = od_kv_find(&engine->kv, table, state->tokens, first, end);
+    int32_t held = first + found.count;
+    if (held < table->count) held = table->count;
+    int32_t needed = od_kv_blocks_for(length) - held + found.cost;
+    if (found.count == 0 && first < table->count) /* a block will be written to: a copy, if shared */
+        needed += engine->kv.references[table->blocks[first]] > 1;
+    return needed;
+}
+
+/* Append tokens that have been checked, with blocks for all of them. Computing starts at
+ * `needed_from` or before. */
 static od_status append(od_core *engine, od_state *state, const int32_t *tokens, int32_t n,
-                        od_error *error) {
-    int32_t blocks = od_kv_blocks_for(state->length + n);
-    if (!od_kv_grow(&engine->kv, &state->table, blocks))
-        return od_fail(error, OD_KV_FULL, "%d tokens need %d more KV blocks, %d of %d are free; "
-                       "close a conversation", n, blocks - state->table.count,
-                       engine->kv.free_count, engine->kv.block_count);
-    for (int32_t i = 0; i < n; i++) state->tokens[state->length + i] = tokens[i];
-    state->length += n;
-    state->unread = state->length;
+                        int32_t needed_from, od_error *error) {
+    od_kv_pool *pool = &engine->kv;
+    int32_t length = state->length + n;
+    int32_t from = state->computed < needed_from ? state->computed : needed_from;
+    if (n > 0) memcpy(state->tokens + state->length, tokens, (size_t)n * sizeof(int32_t));
+    state->needed_from = needed_from;
+    int32_t needed = blocks_needed(engine, state, from, length);
+    int32_t available = od_kv_available(pool);
+    if (needed > available)
+        return od_fail(error, OD_KV_FULL, "%d tokens need %d more KV blocks of %d tokens, %d of %d "
+                       "are free; close or rewind a conversation and submit again, or open the "
+                       "engine with more kv_blocks", n, needed, OD_KV_BLOCK_TOKENS, available,
+                       pool->block_count);
+    state->stats = (od_stats){
+        .prompt_tokens = length,
+        .own_tokens = from,
+        .total_reused_tokens = state->stats.total_reused_tokens + from,
+        .total_computed_tokens = state->stats.total_computed_tokens,
+    };
+    state->length = state->unread = length;
+    state->computed = from;
+    od_reuse(engine, state);
+    od_kv_grow(pool, &state->table, od_kv_blocks_for(length));
+    od_kv_own(pool, &state->table, state->computed / OD_KV_BLOCK_TOKENS);
     return OD_OK;
 }
 
 static void start(od_core *engine, od_state *state, const od_sampling *sampling) {
+    state->submitted_ns = od_now_ns();
     state->sampling = *sampling;
     for (int32_t i = 0; i < sampling->stop_token_count; i++)
         state->stop_tokens[i] = sampling->stop_tokens[i];
@@ -147,10 +219,10 @@ od_status od_submit(od_conversation handle, const int32_t *tokens, int32_t n,
         status = od_fail(error, OD_INVALID, "n = 0 tokens for an empty conversation");
     if (status == OD_OK) status = check_sampling(sampling, error);
     if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
-    if (status == OD_OK) status = append(engine, state, tokens, n, error);
+    /* The last token is computed in any case, also to continue: its logits are needed. */
+    if (status == OD_OK)
+        status = append(engine, state, tokens, n, state->length + n - 1, error);
     if (status != OD_OK) return od_leave(engine, status);
-    /* To continue, the last token is computed again: its KV is the same, its logits are needed. */
-    if (state->computed == state->length) state->computed--;
     state->logits = NULL;
     start(engine, state, sampling);
     return od_leave(engine, OD_OK);
@@ -167,12 +239,10 @@ od_status od_logits(od_conversation handle, const int32_t *tokens, int32_t n, fl
     else if (n <= 0)
         status = od_fail(error, OD_INVALID, "n = %d tokens", n);
     if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
-    int32_t from = state->length;
-    if (status == OD_OK) status = append(engine, state, tokens, n, error);
+    if (status == OD_OK) status = append(engine, state, tokens, n, state->length, error);
     if (status != OD_OK) return od_leave(engine, status);
     const od_sampling nothing = {.max_tokens = 0};
     state->logits = logits;
-    state->logits_from = from;
     start(engine, state, &nothing);
     uint32_t number = state->number;
     while (still(state, number) && state->active) wait_progress(engine, -1);
@@ -190,12 +260,13 @@ static od_status explain_ending(const od_core *engine, const od_state *state, od
             return od_fail(error, OD_INVALID, "nothing has been submitted to the conversation");
         case OD_CONTEXT_FULL:
             return od_fail(error, OD_CONTEXT_FULL, "the conversation holds %d tokens, the context "
-                           "is %d", state->length, engine->model->context_tokens);
+                           "is %d; rewind it to go on", state->length,
+                           engine->model->context_tokens);
         case OD_KV_FULL:
             return od_fail(error, OD_KV_FULL, "the conversation holds %d tokens in %d KV blocks "
-                           "and needs another, %d of %d are free; close a conversation, then "
-                           "submit again", state->length, state->table.count,
-                           engine->kv.free_count, engine->kv.block_count);
+                           "and needs another, %d of %d are free; close or rewind a conversation, "
+                           "then submit again", state->length, state->table.count,
+                           od_kv_available(&engine->kv), engine->kv.block_count);
         case OD_NUMERIC:
             return od_fail(error, OD_NUMERIC, "the logits after token %d of the conversation are "
                            "not finite numbers", state->computed - 1);

@@ -162,7 +162,8 @@ od_status od_engine_describe(od_engine handle, od_engine_info *info, od_error *e
         .logit_rows = model->logit_rows,
         .threads = engine->thread_count,
         .kv_blocks = engine->kv.block_count,
-        .kv_blocks_free = engine->kv.free_count,
+        .kv_blocks_free = od_kv_available(&engine->kv),
+        .kv_blocks_cached = engine->kv.index.idle_count,
         .model = model->name,
         .variant = engine->program.variant->name,
     };

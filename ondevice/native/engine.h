@@ -18,7 +18,7 @@ typedef struct od_state { /* of a conversation */
     int32_t length;   /* tokens known: submitted and generated */
     int32_t computed; /* of them in the KV cache */
     int32_t unread;   /* first generated token that has not been read */
-    od_kv_table table;
+    od_kv_table table; /* at rest blocks for `computed` tokens, while active for all of the prompt */
     /* The request. While `active` only the engine's thread changes the conversation, except that
      * anybody may set `cancelled`. */
     bool active;
@@ -28,7 +28,11 @@ typedef struct od_state { /* of a conversation */
     int32_t stop_tokens[OD_STOP_TOKENS];
     int32_t generated;
     float *logits; /* where od_logits wants them, else NULL */
-    int32_t logits_from; /* position of the first row there */
+    int32_t needed_from; /* first token that must be computed, its logits are wanted */
+    od_stats stats; /* the two rates are filled in when somebody asks */
+    int64_t submitted_ns;
+    int64_t first_token_ns;
+    int64_t last_token_ns;
 } od_state;
 
 /* The part of a step that belongs to one conversation. */
@@ -76,6 +80,8 @@ void od_batch_run(od_core *engine);
 void od_batch_deliver(od_core *engine);
 /* End the request of a conversation. */
 void od_finish(od_core *engine, od_state *state, od_status status);
+/* Skip the tokens up to `needed_from` whose blocks are known. */
+void od_reuse(od_core *engine, od_state *state);
 
 /* ---- handles.c: numbers outside, pointers inside ---- */
 

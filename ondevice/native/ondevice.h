@@ -2,7 +2,8 @@
  *
  * An engine owns the weights, the KV cache and all threads; conversations are its clients. The
  * engine steps all active conversations together. Generation is pulled: submit tokens, then read
- * what the model says.
+ * what the model says. What one conversation has computed is not computed again for another that
+ * starts with the same tokens, nor for the next turn; the results are the same bits.
  *
  *     od_engine engine;
  *     od_conversation conversation;
@@ -27,7 +28,7 @@
 extern "C" {
 #endif
 
-#define OD_API_VERSION 1
+#define OD_API_VERSION 2
 
 #if defined(_WIN32)
 #define OD_API __declspec(dllexport)
@@ -81,7 +82,8 @@ typedef struct od_engine_info {
     int32_t threads;
     int32_t conversations;        /* open now */
     int32_t kv_blocks;
-    int32_t kv_blocks_free;
+    int32_t kv_blocks_free;       /* held by no conversation */
+    int32_t kv_blocks_cached;     /* of them kept, until needed, for who submits the same tokens */
     const char *model;
     const char *variant;
 } od_engine_info;
@@ -95,6 +97,18 @@ typedef struct od_sampling {
 } od_sampling;
 
 #define OD_STOP_TOKENS 16
+
+typedef struct od_stats { /* of the last od_submit or od_logits */
+    int32_t prompt_tokens;      /* held when it began, history included; in the end the sum of: */
+    int32_t own_tokens;         /* in the KV cache from earlier turns, or from before a fork */
+    int32_t shared_tokens;      /* found in the KV cache, mostly of other conversations */
+    int32_t computed_tokens;
+    int32_t generated_tokens;
+    double first_token_ms;      /* from the call to the first generated token; 0: none yet */
+    double tokens_per_second;   /* after the first generated token; 0: fewer than two */
+    int64_t total_reused_tokens;   /* own and shared, since the conversation was opened */
+    int64_t total_computed_tokens; /* prompts and generated, since it was opened */
+} od_stats;
 
 /* OD_API_VERSION of the library. */
 OD_API uint32_t od_version(void);
@@ -116,12 +130,21 @@ OD_API od_status od_engine_describe(od_engine engine, od_engine_info *info, od_e
 OD_API od_status od_conversation_open(od_engine engine, od_conversation *conversation,
                                       od_error *error);
 
-/* Cancel what it generates and free its KV blocks. */
+/* Open a conversation that holds what another one at rest holds, without a copy: blocks are shared
+ * until one of the two writes to them. From then on neither knows of the other. */
+OD_API od_status od_fork(od_conversation conversation, od_conversation *fork, od_error *error);
+
+/* Cancel what it generates and free its KV blocks; full ones are kept for others while there is
+ * room. */
 OD_API od_status od_conversation_close(od_conversation conversation, od_error *error);
 
 /* The number of tokens that the conversation holds: submitted and generated. */
 OD_API od_status od_conversation_tokens(od_conversation conversation, int32_t *tokens,
                                         od_error *error);
+
+/* What was reused, what was computed and how fast; while it generates, so far. */
+OD_API od_status od_conversation_stats(od_conversation conversation, od_stats *stats,
+                                       od_error *error);
 
 /* Forget all tokens of a conversation at rest but the first `tokens`. */
 OD_API od_status od_rewind(od_conversation conversation, int32_t tokens, od_error *error);

@@ -2,8 +2,9 @@
 
 `rows16`: [N/16][K][16] floats; one vector load is one k of 16 rows.
 
-`groups16`: for 16 rows a header of 16 f32 row scales (affine: then 16 f32 row minima), then for
-every 32 k their codes and the group's 16 scales (f16, or affine 16 u8 scales and 16 u8 minima).
+`groups16`: for 16 rows a header of 16 f32 row scales (affine: and 16 f32 row minima), then pairs of
+groups of 32 k: the codes of both, then the scales of both (16 f16, or affine 16 u8 scales and 16 u8
+minima), so that codes lie at multiples of 64 bytes. An odd last group is followed by an empty one.
 Codes of 8 bits: [8 quads][16 rows][4 k] bytes. Codes of 4 bits: [4 quads][16 rows][4 k] bytes whose
 low halves are quads 0..3 and whose high halves are quads 4..7.
 
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ondevice.quant.scheme import ROW_BLOCK, Scheme
+from ondevice.quant.scheme import ROW_BLOCK, SCALE_BYTES, Scheme
 
 Array = npt.NDArray[Any]
 
@@ -46,13 +47,13 @@ def _unpack_groups(data: Array, scheme: Scheme) -> Array:
     """[blocks, bytes] -> f32 [16 * blocks, columns padded to groups]."""
     blocks, header = len(data), scheme.header_bytes
     units = data[:, :header].copy().view(np.float32).reshape(blocks, -1, ROW_BLOCK, 1, 1)
-    groups = data[:, header:].reshape(blocks, -1, scheme.group_bytes)
-    code_bytes = scheme.group_bytes - 2 * ROW_BLOCK
-    quads = groups[..., :code_bytes].reshape(blocks, groups.shape[1], -1, ROW_BLOCK, 4)
+    codes_end = 2 * scheme.code_bytes
+    pairs = data[:, header:].reshape(blocks, -1, codes_end + 2 * SCALE_BYTES)
+    quads = pairs[..., :codes_end].reshape(blocks, 2 * pairs.shape[1], -1, ROW_BLOCK, 4)
     if scheme.bits == 4:
         quads = np.concatenate([quads & 15, quads >> 4], axis=2)
     codes = quads.transpose(0, 3, 1, 2, 4).reshape(blocks, ROW_BLOCK, -1, scheme.group_size)
-    tail = np.ascontiguousarray(groups[..., code_bytes:])
+    tail = pairs[..., codes_end:].copy().reshape(blocks, -1, SCALE_BYTES)
     if scheme.zero_point:
         scales, minima = (
             part.transpose(0, 2, 1)[..., None].astype(np.float32)
@@ -63,4 +64,3 @@ def _unpack_groups(data: Array, scheme: Scheme) -> Array:
         scales = tail.view(np.float16).transpose(0, 2, 1)[..., None].astype(np.float32)
         values = units[:, 0] * scales * (codes.astype(np.float32) - scheme.zero)
     return values.reshape(blocks * ROW_BLOCK, -1)
-

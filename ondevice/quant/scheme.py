@@ -56,16 +56,17 @@ class Scheme:
         return 4 * ROW_BLOCK * (2 if self.zero_point else 1)
 
     @property
-    def group_bytes(self) -> int:
-        """Of a group of 16 rows: its codes and its scales."""
-        return ROW_BLOCK * self.group_size * self.bits // 8 + SCALE_BYTES
+    def code_bytes(self) -> int:
+        """Of the codes of a group of 16 rows."""
+        return ROW_BLOCK * self.group_size * self.bits // 8
 
     def packed_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the packed buffer of a matrix [rows, columns]."""
         blocks = -(-rows // ROW_BLOCK)
         if not self.group_size:
             return (blocks, columns, ROW_BLOCK)
-        return (blocks, self.header_bytes + -(-columns // self.group_size) * self.group_bytes)
+        group_bytes = self.code_bytes + SCALE_BYTES
+        return (blocks, self.header_bytes + padded_groups(columns) * group_bytes)
 
     def packed_bytes(self, rows: int, columns: int) -> int:
         """Size of the packed matrix, padding included."""
@@ -96,7 +97,11 @@ def is_integer(scheme: str) -> bool:
     return scheme in SCHEMES and SCHEMES[scheme].group_size > 0
 
 
+def padded_groups(columns: int) -> int:
+    """Groups of a row: a whole number of pairs, so that codes start at multiples of 64 bytes."""
+    return -(-columns // (2 * ACTIVATION_GROUP)) * 2
+
+
 def activation_shape(rows: Extent, columns: int) -> tuple[Extent, Extent, Extent]:
     """The packed buffer of quantized activations f32[rows, columns]."""
-    groups = -(-columns // ACTIVATION_GROUP)
-    return rows, Extent.of(groups), Extent.of(ACTIVATION_GROUP_BYTES)
+    return rows, Extent.of(padded_groups(columns)), Extent.of(ACTIVATION_GROUP_BYTES)

@@ -21,6 +21,7 @@ from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.read import Bundle, open_bundle
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.native import (
+    ConversationStats,
     EngineInfo,
     Library,
     NativeConversation,
@@ -51,14 +52,11 @@ class Engine:
         variant: str | None = None,
     ) -> None:
         self.bundle: Bundle = open_bundle(path)
-        manifest = self.bundle.manifest
-        tokenizer = manifest.tokenizer
-        self.tokenizer = Tokenizer(
-            self.bundle.tokenizer_path, tokenizer.bos_token_id if tokenizer.add_bos else None
-        )
+        self.tokenizer = Tokenizer(self.bundle.tokenizer_path)
+        abi_hash = self.bundle.manifest.abi_hash
         self._native = NativeEngine(
             Library(debug.runtime_library() or self.bundle.libondevice),
-            model_descriptor(self.bundle.libmodel, model_symbol(manifest.abi_hash)),
+            model_descriptor(self.bundle.libmodel, model_symbol(abi_hash)),
             self.bundle.weights_path,
             threads=debug.threads() if threads is None else threads,
             conversations=conversations,
@@ -131,6 +129,18 @@ class Conversation:
         """Tokens that the conversation holds."""
         return self._native.length
 
+    @property
+    def stats(self) -> ConversationStats:
+        """What the last prompt and its generation took: reused, computed, how fast."""
+        return self._native.stats
+
+    def fork(self) -> Conversation:
+        """A second conversation that holds the same; from here on they are independent.
+
+        Nothing is computed or copied: KV blocks are shared until one of the two writes to them.
+        """
+        return Conversation(self._engine, self._native.fork())
+
     def generate(
         self,
         prompt: Prompt = (),
@@ -153,16 +163,18 @@ class Conversation:
         max_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[int]:
         """Append `prompt` (nothing: continue), then yield tokens as they are generated.
 
-        Ends at an end-of-sequence token (not yielded), after `max_tokens`, or, where that is None,
-        at the end of the context. Leaving the iterator cancels, and the conversation forgets what
+        Ends at one of `stop_tokens` (not yielded; None: the model's end-of-sequence tokens), after
+        `max_tokens`, or, where that is None, at the end of the context. Leaving the iterator cancels, and the conversation forgets what
         was not yielded. Raises RuntimeFailure where the prompt does not fit, or the context or the
         KV cache is full before `max_tokens`.
         """
         limit = 2**31 - 1 if max_tokens is None else max_tokens
-        stop_tokens = self._engine.bundle.manifest.tokenizer.eos_token_ids
+        if stop_tokens is None:
+            stop_tokens = self._engine.bundle.manifest.tokenizer.eos_token_ids
         tokens = self._encode(prompt)
         seen = self.length + len(tokens)
         self.ending = None
@@ -211,7 +223,9 @@ class Conversation:
         self.close()
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
-        return self._engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(prompt, str):
+            return prompt
+        return self._engine.tokenizer.encode(prompt, add_special_tokens=self.length == 0)
 
     def _cancel(self, seen: int) -> None:
         """Bring the conversation to rest with its first `seen` tokens, unless it is closed."""

@@ -9,7 +9,18 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64
+from ctypes import (
+    POINTER,
+    byref,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint64,
+)
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -20,7 +31,7 @@ from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
 
-API_VERSION = 1
+API_VERSION = 2
 STOP_TOKENS = 16
 
 
@@ -71,6 +82,7 @@ class _Info(ctypes.Structure):
         ("conversations", c_int32),
         ("kv_blocks", c_int32),
         ("kv_blocks_free", c_int32),
+        ("kv_blocks_cached", c_int32),
         ("model", c_char_p),
         ("variant", c_char_p),
     ]
@@ -86,6 +98,20 @@ class _Sampling(ctypes.Structure):
     ]
 
 
+class _Stats(ctypes.Structure):
+    _fields_ = [
+        ("prompt_tokens", c_int32),
+        ("own_tokens", c_int32),
+        ("shared_tokens", c_int32),
+        ("computed_tokens", c_int32),
+        ("generated_tokens", c_int32),
+        ("first_token_ms", c_double),
+        ("tokens_per_second", c_double),
+        ("total_reused_tokens", c_int64),
+        ("total_computed_tokens", c_int64),
+    ]
+
+
 # Arguments of each function, without the od_error* that all of them end with.
 _SIGNATURES: dict[str, list[Any]] = {
     "od_engine_open": [
@@ -96,6 +122,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "od_engine_describe": [c_uint64, POINTER(_Info)],
     "od_conversation_open": [c_uint64, POINTER(c_uint64)],
     "od_conversation_close": [c_uint64],
+    "od_fork": [c_uint64, POINTER(c_uint64)],
+    "od_conversation_stats": [c_uint64, POINTER(_Stats)],
     "od_conversation_tokens": [c_uint64, POINTER(c_int32)],
     "od_rewind": [c_uint64, c_int32],
     "od_submit": [c_uint64, POINTER(c_int32), c_int32, POINTER(_Sampling)],
@@ -153,8 +181,34 @@ class EngineInfo:
     conversations: int
     kv_blocks: int
     kv_blocks_free: int
+    kv_blocks_cached: int
     model: str
     variant: str
+
+
+@dataclass(frozen=True)
+class ConversationStats:
+    """od_stats: what the last prompt (and what was generated on it) took.
+
+    Once the prompt is done, `prompt_tokens` (history included) are `own_tokens` of earlier turns,
+    `shared_tokens` found in the KV cache and `computed_tokens`. The totals are those since the
+    conversation was opened. `first_token_ms` and `tokens_per_second` are 0 where there is none yet.
+    """
+
+    prompt_tokens: int
+    own_tokens: int
+    shared_tokens: int
+    computed_tokens: int
+    generated_tokens: int
+    first_token_ms: float
+    tokens_per_second: float
+    total_reused_tokens: int
+    total_computed_tokens: int
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the prompt that were not computed again."""
+        return self.own_tokens + self.shared_tokens
 
 
 class NativeEngine:
@@ -210,6 +264,7 @@ class NativeConversation:
     """od_conversation."""
 
     def __init__(self, engine: NativeEngine, handle: c_uint64) -> None:
+        self._engine = engine
         self._call = engine.library.call
         self._handle = handle
 
@@ -219,6 +274,18 @@ class NativeConversation:
         count = c_int32()
         self._call("conversation_tokens", self._handle, byref(count))
         return count.value
+
+    @property
+    def stats(self) -> ConversationStats:
+        stats = _Stats()
+        self._call("conversation_stats", self._handle, byref(stats))
+        return ConversationStats(**{name: getattr(stats, name) for name, *_ in stats._fields_})
+
+    def fork(self) -> NativeConversation:
+        """Another conversation that holds the same, sharing KV blocks until one writes to them."""
+        handle = c_uint64()
+        self._call("fork", self._handle, byref(handle))
+        return NativeConversation(self._engine, handle)
 
     def submit(
         self,

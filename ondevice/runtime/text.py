@@ -17,18 +17,22 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
-    """A tokenizer.json; `bos` is put before every prompt given as text, unless None."""
+    """A tokenizer.json."""
 
-    def __init__(self, path: Path, bos: int | None) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             self._file = TokenizerFile.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"cannot read {path}: {error}") from error
-        self._bos = bos
 
-    def encode(self, text: str) -> list[int]:
-        tokens: list[int] = self._file.encode(text, add_special_tokens=False).ids
-        return tokens if self._bos is None else [self._bos, *tokens]
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Tokens of `text`, with what the file's post-processor puts around a whole text.
+
+        Without `add_special_tokens` for text that continues another. Special tokens that are
+        written out in the text are recognized either way.
+        """
+        tokens: list[int] = self._file.encode(text, add_special_tokens=add_special_tokens).ids
+        return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._file.decode(list(tokens), skip_special_tokens=True)

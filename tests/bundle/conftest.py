@@ -23,7 +23,7 @@ def finish(writer: BundleWriter, weights: bytes) -> Path:
         variants=("avx2",),
         abi_hash=ABI,
         model=ModelInfo("LlamaForCausalLM", 512, 128, 64, 64, 5, "f32"),
-        tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 1, (2,), True),
+        tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 1, (2,)),
         libraries=Libraries("lib/libondevice.so", MODEL_LIBRARY),
         tensors=(WeightEntry("embed", "f32", (len(weights) // 4,), "rows", 0, len(weights)),),
     )

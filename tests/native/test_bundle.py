@@ -51,7 +51,7 @@ def bundle(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
             variants=("best", "plain"),
             abi_hash=program.abi_hash,
             model=ModelInfo("Toy", 97, 200, 48, 8, 1, "f32"),
-            tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 5, (EOS,), True),
+            tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 5, (EOS,)),
             libraries=Libraries("lib/libondevice.so", library),
             tensors=(WeightEntry("embed", "f32", (97, 8), "rows", 0, toy.embedding.nbytes),),
         )

@@ -1,0 +1,91 @@
+"""Walking a launch table as the executor does, with a record of who touches which memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ondevice.bundle.program import Argument, Launch, Program, Space
+from ondevice.lang.kernel_ir import Expr, For, If, Kernel, Load, Op, Store, walk_statements
+
+Place = tuple[object, ...]  # a slot of the arena, a step buffer, a layer of the KV cache
+
+
+@dataclass(frozen=True)
+class Access:
+    """What one launch reads and writes, weights left out; found in the body of its kernel."""
+
+    launch: Launch
+    reads: frozenset[Place]
+    writes: frozenset[Place]
+
+    def conflicts(self, other: Access) -> bool:
+        """Whether the order of the two matters."""
+        return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
+
+
+def access(kernel: Kernel, launch: Launch) -> Access:
+    loaded, stored = buffers_read(kernel), buffers_written(kernel)
+    places = {
+        buffer.name: place(kernel, launch, argument)
+        for buffer, argument in zip(kernel.buffers, launch.arguments, strict=True)
+        if argument.space != Space.WEIGHTS
+    }
+    reads = frozenset(p for name, p in places.items() if name in loaded)
+    return Access(launch, reads, frozenset(p for name, p in places.items() if name in stored))
+
+
+def place(kernel: Kernel, launch: Launch, argument: Argument) -> Place:
+    if argument.space == Space.KV:
+        return (argument.space, launch.scalars[kernel.scalars.index("layer")].static)
+    return (argument.space, argument.index)
+
+
+def buffers_written(kernel: Kernel) -> set[str]:
+    return {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
+
+
+def buffers_read(kernel: Kernel) -> set[str]:
+    found: set[str] = set()
+    for statement in walk_statements(kernel.body):
+        match statement:
+            case Store():
+                expressions = (*statement.indices, statement.value, statement.count)
+            case For():
+                expressions = (statement.start, statement.stop)
+            case If():
+                expressions = (statement.condition,)
+            case _:
+                expressions = (statement.value,)
+        for expression in expressions:
+            found.update(loads(expression))
+    return found
+
+
+def loads(expression: Expr | None) -> Iterator[str]:
+    if isinstance(expression, Load):
+        yield expression.buffer
+        for part in (*expression.indices, expression.count):
+            yield from loads(part)
+    elif isinstance(expression, Op):
+        for part in expression.args:
+            yield from loads(part)
+
+
+def running(program: Program, kernels: tuple[Kernel, ...], sizes: dict[str, int]) -> list[Access]:
+    """The launches that run in a step of these sizes, in order."""
+    return [
+        access(kernels[launch.kernel], launch)
+        for launch in program.launches
+        if launch.min_rows <= launch.rows.evaluate(sizes) <= launch.max_rows
+    ]
+
+
+def between_barriers(accesses: list[Access]) -> list[list[Access]]:
+    """Launches that may run at the same time, in any order."""
+    groups: list[list[Access]] = [[]]
+    for one in accesses:
+        if one.launch.barrier:
+            groups.append([])
+        groups[-1].append(one)
+    return groups

@@ -1,0 +1,131 @@
+"""The launch table: every node runs once, in an order and in memory that keep its inputs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+
+from ondevice.bundle.program import Space
+from ondevice.bundle.program_text import parse_program, print_program
+from ondevice.errors import BundleError
+from ondevice.passes.plan_memory import size_bytes
+
+from .models import MODELS, Model, random_models, traced
+from .simulate import between_barriers, running
+
+STEPS = [
+    {"S": s, "L": min(l, s), "B": 2, "P": 9}
+    for s, l in ((1, 1), (2, 2), (4, 0), (5, 5), (64, 1), (64, 8))
+]
+
+
+def check_each_node_runs_once(model: Model) -> None:
+    graph, (program, kernels) = model.planned(), model.program()
+    for sizes in STEPS:
+        ran = [one.launch.source for one in running(program, kernels, sizes)]
+        assert ran == [node.output.name for node in graph.nodes]
+
+
+def check_order_between_barriers_is_free(model: Model) -> None:
+    program, kernels = model.program()
+    for sizes in STEPS:
+        for group in between_barriers(running(program, kernels, sizes)):
+            for one, other in itertools.combinations(group, 2):
+                assert not one.conflicts(other), (one.launch.source, other.launch.source)
+
+
+def check_values_live_until_read(model: Model, disabled: tuple[str, ...] = ()) -> None:
+    """Follows which value each slot holds: a launch must find its inputs, not their successors."""
+    graph, (program, kernels) = model.planned(disabled), model.program(disabled)
+    nodes, storage = {n.output.name: n for n in graph.nodes}, dict(graph.storage)
+    for sizes in STEPS:
+        held: dict[int, str] = {}
+        for one in running(program, kernels, sizes):
+            node = nodes[one.launch.source]
+            inputs = {storage[name]: name for name in node.reads() if name in storage}
+            read = {p[1]: held[p[1]] for p in one.reads if p[0] == Space.ARENA}
+            assert read == inputs, node.output.name
+            for written in (p[1] for p in one.writes if p[0] == Space.ARENA):
+                assert written not in inputs, f"{node.output.name} overwrites its own input"
+                held[written] = node.output.name
+
+
+def check_slots_are_large_enough(model: Model) -> None:
+    graph, (program, _) = model.planned(), model.program()
+    types = graph.types()
+    for (name, slot), sizes in itertools.product(graph.storage, STEPS):
+        needed = size_bytes(types[name]).evaluate(sizes)
+        assert needed <= program.slots[slot].size_bytes.evaluate(sizes), name
+
+
+CHECKS = [
+    check_each_node_runs_once,
+    check_order_between_barriers_is_free,
+    check_values_live_until_read,
+    check_slots_are_large_enough,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", MODELS)
+def test_models(name: str, check) -> None:
+    check(traced(name))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_random_graphs(check) -> None:
+    @settings(max_examples=40, deadline=None)
+    @given(random_models())
+    def holds(model: Model) -> None:
+        check(model)
+
+    holds()
+
+
+def test_a_slot_for_each_value_holds_them_too() -> None:
+    check_values_live_until_read(traced("llama"), disabled=("plan_memory",))
+
+
+def test_memory_is_shared() -> None:
+    model = traced("llama")
+    assert len(model.program()[0].slots) < len(model.program(("plan_memory",))[0].slots) / 3
+
+
+def test_layers_share_kernels() -> None:
+    one, two = (traced(name).program()[0] for name in ("llama-one-layer", "llama"))
+    assert len(one.kernels) == len(two.kernels)
+    assert len(one.launches) < len(two.launches)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_text_parses_back(name: str) -> None:
+    program, _ = traced(name).program()
+    assert parse_program(print_program(program)) == program
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("program tiny", "programme tiny"),
+        ("1 heads 6 f32", "1 heads 6 f31"),
+        ("step:tokens+0", "step:tockens+0"),
+        ("step:tokens+0", "stop:tokens+0"),
+        ("tasks S by", "tasks Q by"),
+        ("slot 48*L", "slot 48*l"),
+        ("launch ", "lunch "),
+    ],
+)
+def test_damaged_text_names_the_line(old: str, new: str) -> None:
+    text = print_program(traced("llama").program()[0])
+    assert old in text
+    line = text[: text.index(old)].count("\n") + 1
+    with pytest.raises(BundleError, match=f"program text, line {line}: "):
+        parse_program(text.replace(old, new, 1))
+
+
+def test_text_that_goes_on_after_its_end() -> None:
+    text = print_program(traced("llama").program()[0])
+    with pytest.raises(BundleError, match="a line that no program has"):
+        parse_program(text + "slot 4 # late\n")
