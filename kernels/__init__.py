@@ -5,6 +5,10 @@ Rows for one op stand from the general to the special; `select` takes them by nu
 
 from __future__ import annotations
 
+from ondevice.dims import Extent
+from ondevice.dtypes import f16, f32
+from ondevice.graph.graph import Node
+from ondevice.graph.ops import ACTIVATIONS
 from ondevice.kernels.attention import attention, kv_write
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
@@ -13,11 +17,6 @@ from ondevice.kernels.matmul_int import matmul_dequant, matmul_int
 from ondevice.kernels.norm import rms_scale, rmsnorm
 from ondevice.kernels.quantize import quantize_rows
 from ondevice.kernels.rope import rope
-
-from ondevice.dims import Extent
-from ondevice.dtypes import f16, f32
-from ondevice.graph.graph import Node
-from ondevice.graph.ops import ACTIVATIONS
 from ondevice.lang.library import Binding, KernelDef, Library, Types, View
 from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 
@@ -163,7 +162,7 @@ ROWS = (
     ),
     KernelDef(
         "gemm", "matmul", matmul_float, bind_matmul_float,
-        (("tokens", 6), ("blocks", 2)), min_rows=GEMV_ROWS + 1, holes=MATMUL_HOLES, chunk=4,
+        (("tokens", 6), ("blocks", 2)), min_rows=GEMV_ROWS + 1, holes=MATMUL_HOLES, chunk=16,
     ),
     KernelDef("quantize", "quantize", quantize_rows, bind_quantize, holes=("prologue",)),
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
@@ -173,7 +172,7 @@ ROWS = (
     ),
     KernelDef(
         "gemm_int", "matmul", matmul_int, bind_matmul_int,
-        (("tokens", 4), ("blocks", 2)), min_rows=GEMV_INT_ROWS + 1, holes=("epilogue",),
+        (("tokens", 4), ("blocks", 2)), min_rows=GEMV_INT_ROWS + 1, holes=("epilogue",), chunk=16,
     ),
     KernelDef(
         "gemv_dequant", "matmul", matmul_dequant, bind_matmul_dequant,

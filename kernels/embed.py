@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ondevice.kernels.groups import codes_at, scales_at
-
 from ondevice.lang import (
     DType,
     cast,

@@ -42,7 +42,7 @@ def matmul_float(
     With `staged`, the tile's rows pass through the prologue once, into worker scratch.
     """
     rows = scratch(f32, tokens, ceildiv(K, 16) * 16)
-    for t, b in parallel(ceildiv(S, tokens), ceildiv(NB, blocks)):
+    for b, t in parallel(ceildiv(NB, blocks), ceildiv(S, tokens)):
         if staged:
             for m in unroll(tokens):
                 s = min(t * tokens + m, S - 1)

@@ -14,7 +14,6 @@ from ondevice.kernels.groups import (
     row_scale,
     scales_at,
 )
-
 from ondevice.lang import (
     Inline,
     bitcast,
@@ -143,7 +142,7 @@ def matmul_int(
     blocks: int,
 ):
     """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 32 (quantize_rows)"""
-    for t, b in parallel(ceildiv(S, tokens), ceildiv(NB, blocks)):
+    for b, t in parallel(ceildiv(NB, blocks), ceildiv(S, tokens)):
         acc = registers(vec(0.0, 16), tokens, blocks)
         least = registers(vec(0.0, 16), tokens, blocks)
         for pair in range(0, G, 2):
@@ -211,7 +210,7 @@ def matmul_dequant(
     A group's products are summed before its scale is applied.
     """
     rows = scratch(f32, tokens, ceildiv(K, 32) * 32)
-    for t, b in parallel(ceildiv(S, tokens), ceildiv(NB, blocks)):
+    for b, t in parallel(ceildiv(NB, blocks), ceildiv(S, tokens)):
         for m in unroll(tokens):
             s = min(t * tokens + m, S - 1)
             for k in range(0, ceildiv(K, 32) * 32, 16):

@@ -1,4 +1,4 @@
-"""Weights packed by compiled kernels on the machine that builds."""
+"""Weights packed, and what they lost measured, by compiled kernels on the machine that builds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from functools import cache
 
 import llvmlite
 import numpy as np
-from ondevice.kernels.quantize import pack_affine, pack_symmetric
 
 from ondevice import targets
 from ondevice.codegen.cache import cached
 from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.errors import TargetError
+from ondevice.kernels.measure import measure_groups, measure_rounding
+from ondevice.kernels.quantize import pack_affine, pack_symmetric
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.specialize import specialize
 from ondevice.quant.layout import Array, pack_floats
@@ -37,35 +39,63 @@ class Packers:
         """f32 [N, K] -> packed bytes; N is a multiple of 16, or the block ends its tensor."""
         if not scheme.group_size:
             return pack_floats(values, scheme)
-        rows, columns = values.shape
-        kernel, loaded = _packer(scheme, columns)
-        function = loaded.function(kernel.name)
-        packed = np.empty(scheme.packed_shape(rows, columns), np.uint8)
-        blocks = len(packed)
-        step = -(-blocks // self._threads)
-        parts = [range(i, min(i + step, blocks)) for i in range(0, blocks, step)]
-
-        def run(part: range) -> None:
-            call_kernel(function, kernel, (values, packed), tasks=part)
-
-        list(self._pool.map(run, parts))
+        packed = np.empty(scheme.packed_shape(*values.shape), np.uint8)
+        self._run(_packer(scheme, values.shape[1]), (values, packed))
         return packed.tobytes()
+
+    def squared_error(self, values: Array, packed: bytes, scheme: Scheme) -> tuple[float, float]:
+        """(sum of (values - unpacked)^2, sum of values^2) of what `pack` has just packed."""
+        rows, columns = values.shape
+        if scheme.group_size:
+            data = np.frombuffer(packed, np.uint8).reshape(scheme.packed_shape(rows, columns))
+            squares = np.empty((len(data), 2, ROW_BLOCK), np.float32)
+            self._run(_measure(scheme, columns), (values, data, squares))
+        else:  # floats lose only what their dtype cannot hold
+            squares = np.empty((rows, 2, 16), np.float32)
+            self._run(_measure(scheme, columns), (values, squares))
+        error, power = squares.sum(axis=(0, 2), dtype=np.float64).tolist()
+        return error, power
 
     def close(self) -> None:
         self._pool.shutdown()
 
+    def _run(self, compiled: tuple[Kernel, LoadedObject], arrays: tuple[Array, ...]) -> None:
+        """All tasks of a kernel, one for each entry of the second array's first axis."""
+        kernel, loaded = compiled
+        function = loaded.function(kernel.name)
+        tasks = len(arrays[1])
+        step = -(-tasks // self._threads)
+        parts = [range(i, min(i + step, tasks)) for i in range(0, tasks, step)]
+
+        def run(part: range) -> None:
+            call_kernel(function, kernel, arrays, tasks=part)
+
+        list(self._pool.map(run, parts))
+
 
 @cache
 def _packer(scheme: Scheme, columns: int) -> tuple[Kernel, LoadedObject]:
-    row_bytes = scheme.packed_shape(ROW_BLOCK, columns)[-1]
-    dims: dict[str, int | str] = {"K": columns, "ROW": row_bytes}
     steps = SEARCH_STEPS[scheme.bits]
     if scheme.zero_point:
-        kernel = specialize(pack_affine, dims, {"steps": steps})
-    else:
-        kernel = specialize(pack_symmetric, dims, {"bits": scheme.bits, "steps": steps})
-    features = _features()
-    text = print_module([print_function(kernel, kernel.name, features)], host_triple())
+        return _compiled(specialize(pack_affine, _dims(scheme, columns), {"steps": steps}))
+    constants = {"bits": scheme.bits, "steps": steps}
+    return _compiled(specialize(pack_symmetric, _dims(scheme, columns), constants))
+
+
+@cache
+def _measure(scheme: Scheme, columns: int) -> tuple[Kernel, LoadedObject]:
+    if not scheme.group_size:
+        return _compiled(specialize(measure_rounding, {"K": columns}, {"W": scheme.dtype}))
+    constants = {"bits": scheme.bits, "zero": scheme.zero, "affine": scheme.zero_point}
+    return _compiled(specialize(measure_groups, _dims(scheme, columns), constants))
+
+
+def _dims(scheme: Scheme, columns: int) -> dict[str, int | str]:
+    return {"K": columns, "ROW": scheme.packed_shape(ROW_BLOCK, columns)[-1]}
+
+
+def _compiled(kernel: Kernel) -> tuple[Kernel, LoadedObject]:
+    text = print_module([print_function(kernel, kernel.name, _features())], host_triple())
     key = ["packer", llvmlite.__version__, text]
     return kernel, load_object(cached(key, lambda: emit_object(text, host_triple())))
 
@@ -76,4 +106,4 @@ def _features() -> frozenset[str]:
     for variant in targets.load("host").cpu.variants:
         if present.issuperset(variant.features):
             return frozenset(variant.features)
-    return frozenset()
+    raise TargetError("this machine's CPU has the features of no variant of its own target")

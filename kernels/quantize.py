@@ -6,7 +6,6 @@ The packers work on 16 rows at a time, one lane a row, over a transposed copy in
 from __future__ import annotations
 
 from ondevice.kernels.groups import codes_at, scales_at
-
 from ondevice.lang import (
     Inline,
     bitcast,
@@ -59,13 +58,18 @@ def quantize_rows(x: f32[S, K], y: u8[S, G, 40], *, prologue: Inline, staged: bo
 @inline
 def transpose_block(xt, x: f32[N, K], b):
     """xt[k, r] = x[16 * b + r, k], zero outside of x"""
-    for r in range(16):
-        n = b * 16 + r
-        for k in range(ceildiv(K, 64) * 64):
-            if n < N and k < K:
-                xt[k, r] = x[n, k]
+    for tile in range(0, ceildiv(K, 64) * 64, 16):  # reads and writes stay within a few lines
+        for r in range(16):
+            n = b * 16 + r
+            if n < N and tile + 16 <= K:
+                for i in unroll(16):
+                    xt[tile + i, r] = x[n, tile + i]
             else:
-                xt[k, r] = cast(f32, 0.0)
+                for k in range(tile, tile + 16):
+                    if n < N and k < K:
+                        xt[k, r] = x[n, k]
+                    else:
+                        xt[k, r] = cast(f32, 0.0)
 
 
 @inline

@@ -14,7 +14,7 @@ from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
 from ondevice.checkpoint.open import Checkpoint, open_checkpoint
 from ondevice.checkpoint.weights import bind
-from ondevice.codegen.compile import compile_kernels, model_library
+from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
 from ondevice.codegen.link import NATIVE, compile_runtime
 from ondevice.debug import Dump
 from ondevice.dtypes import DTYPES, DType
@@ -33,24 +33,32 @@ from ondevice.passes.context import Context
 from ondevice.passes.schedule import Frame, schedule
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
+from ondevice.quant.report import QuantReport
 from ondevice.quant.stream import stream
 from ondevice.recipe import Recipe
 from ondevice.targets import Target
-from ondevice.tokenizer.special import leading_token
 
 LOGIT_ROWS = 64  # most rows of logits that one step gives
 
 
 def build(
-    recipe: Recipe, out: Path, dump: Dump | None = None, stop_after: str | None = None
+    recipe: Recipe,
+    out: Path,
+    dump: Dump | None = None,
+    stop_after: str | None = None,
+    report: QuantReport | None = None,
 ) -> Path:
     """Compile the recipe's model into the bundle directory `out`; returns its absolute path.
 
     `dump` receives every stage as text. `stop_after` names the pass that ends the build early;
-    then nothing is written and the dump's directory is returned. Raises OndeviceError.
+    then nothing is written and the dump's directory is returned. `report` is filled with what
+    quantization made of each tensor. Raises OndeviceError.
     """
     _check_passes((*recipe.passes.disable, *([stop_after] if stop_after else ())))
+    if stop_after and dump is None:
+        raise RecipeError(f"stopping after {stop_after!r} shows nothing without a dump directory")
     target = targets.load(recipe.target)
+    report = QuantReport() if report is None else report
     with open_checkpoint(recipe.model) as checkpoint:
         family = family_of(checkpoint.architecture)
         config = family.parse_config(checkpoint.config)
@@ -60,19 +68,18 @@ def build(
         graph = _trace(family, config, frame, weights, recipe)
         compiled = _lower(graph, recipe, Context(target, LIBRARY), frame, dump, stop_after)
         if compiled is None:
-            assert dump is not None
+            assert dump is not None  # checked above
             return dump.directory
-        library = model_library(
-            compiled.program,
-            compile_kernels(compiled.program, compiled.kernels, target, dump),
-            target,
-        )
+        variants = compile_kernels(compiled.program, compiled.kernels, target, dump)
+        model = link_model(compiled.program, variants, target)
         with BundleWriter(out) as writer:
-            names = _write_code(writer, compiled.program, library, target)
+            names = _write_code(writer, compiled.program, model, target)
             tokenizer = _write_tokenizer(writer, checkpoint)
             with writer.weights(compiled.program.abi_hash, weights.size_bytes) as file:
-                for piece in stream(weights.entries, tensors, Packers()):
+                for piece in stream(weights.entries, tensors, Packers(), report):
                     file.write(piece)
+            if dump:
+                dump.file("quant.tsv", report.tsv())
             return writer.finish(
                 name=recipe.name,
                 target=target.name,
@@ -158,14 +165,15 @@ def _kv_dtype(recipe: Recipe, weights: WeightPlan) -> DType:
 
 
 def _write_code(
-    writer: BundleWriter, program: Program, library: bytes, target: Target
+    writer: BundleWriter, program: Program, model: LinkedModel, target: Target
 ) -> Libraries:
     libraries = Libraries(
         runtime=f"lib/{target.runtime_library}",
         model=f"lib/{target.model_library_name(program.abi_hash)}",
     )
     writer.add(libraries.runtime, compile_runtime(target))
-    writer.add(libraries.model, library)
+    writer.add(libraries.model, model.library)
+    writer.add(f"bin/{target.runner}", model.runner, executable=True)
     writer.add("include/ondevice.h", (NATIVE / "ondevice.h").read_bytes())
     return libraries
 
@@ -174,15 +182,13 @@ def _write_tokenizer(writer: BundleWriter, checkpoint: Checkpoint) -> TokenizerI
     """Copy tokenizer.json, and say which tokens begin and end a text."""
     if not checkpoint.tokenizer.is_file():
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; save the tokenizer there")
-    data = checkpoint.tokenizer.read_bytes()
-    writer.add("tokenizer/tokenizer.json", data)
-    first = leading_token(data)
+    writer.add("tokenizer/tokenizer.json", checkpoint.tokenizer.read_bytes())
     merged = {**checkpoint.config, **checkpoint.generation_config}
     ends = merged.get("eos_token_id")
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     return TokenizerInfo(
         file="tokenizer/tokenizer.json",
-        bos_token_id=merged.get("bos_token_id") if first is None else first,
+        bos_token_id=merged.get("bos_token_id"),
         eos_token_ids=tuple(ends),
     )
 

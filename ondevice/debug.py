@@ -72,7 +72,7 @@ class Dump:
         self._stages = 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for old in directory.glob("[0-9][0-9]-*"):
+            for old in (*directory.glob("[0-9][0-9]-*"), *directory.glob("quant.tsv")):
                 old.unlink()
             shutil.rmtree(directory / "kernels", ignore_errors=True)
         except OSError as error:

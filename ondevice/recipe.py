@@ -110,7 +110,7 @@ def load_recipe(
         recipe = edit(recipe, setting)
     chosen = Path(model) if model is not None else home / recipe.model
     if not (chosen / "config.json").is_file():
-        raise RecipeError(_no_checkpoint(recipe, chosen, source))
+        raise RecipeError(_no_checkpoint(recipe, chosen, source, model is not None))
     return dataclasses.replace(recipe, model=str(chosen))
 
 
@@ -195,9 +195,14 @@ def _file_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._") or "model"
 
 
-def _no_checkpoint(recipe: Recipe, chosen: Path, source: str) -> str:
+def _no_checkpoint(recipe: Recipe, chosen: Path, source: str, asked: bool) -> str:
     if chosen.is_dir():
         return f"{source}: {chosen} is not a checkpoint directory: it has no config.json"
+    if source in bundled_recipes() and not asked:
+        return (
+            f"{source} is a recipe for {recipe.model}, and downloads from a model hub are not "
+            "built yet; name a directory that holds the checkpoint with --model PATH"
+        )
     return (
         f"{source}: there is no checkpoint directory {chosen}; "
         f"name one that you have with --model PATH (the recipe asks for {recipe.model!r})"

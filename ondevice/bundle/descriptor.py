@@ -34,6 +34,7 @@ CPU_FEATURES = (
     "dotprod",
     "i8mm",
     "fullfp16",
+    "neon",
 )
 
 # Scalar types: name -> (C type, LLVM type).

@@ -81,11 +81,11 @@ class BundleWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
             self._unlock()
 
-    def add(self, path: str, data: bytes) -> None:
+    def add(self, path: str, data: bytes, executable: bool = False) -> None:
         """Add a file, `path` being relative to the bundle, with "/" on every system."""
         if path in self._files or path in (MANIFEST, WEIGHTS_PATH):
             raise BundleError(f"{path} is already in the bundle")
-        self._write(path, data)
+        self._write(path, data, 0o777 if executable else 0o666)
         self._files[path] = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
     @contextlib.contextmanager
@@ -140,13 +140,16 @@ class BundleWriter:
         self._unlock()
         return self.out
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes, mode: int = 0o666) -> None:
         place = self.partial / path
         with _advice(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with open(place, "xb", buffering=0) as file:
-                _write_all(file.fileno(), data)
-                os.fsync(file.fileno())
+            file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            try:
+                _write_all(file, data)
+                os.fsync(file)
+            finally:
+                os.close(file)
 
     def _unlock(self) -> None:
         os.close(self._lock)

@@ -27,9 +27,7 @@ def bench(
     reps: Annotated[
         int, typer.Option("-r", "--repetitions", min=1, help="Measured runs of each test.")
     ] = 5,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list of rows as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
     """Measure prompt processing and generation; the table is llama-bench's."""
     from ondevice.gate.bench import bench as measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,10 @@ def build(
     stop_after: Annotated[
         str | None, typer.Option(metavar="PASS", help="Stop after this pass; needs --dump.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write bytes, bits and error of every tensor as JSON."),
+    ] = None,
 ) -> None:
     """Compile MODEL; the last line printed is the bundle directory."""
     from ondevice.debug import Dump
@@ -43,10 +48,19 @@ def build(
 
     if stop_after is not None and dump is None:
         raise typer.BadParameter("--stop-after shows nothing without --dump DIR")
+    if stop_after is not None and report is not None:
+        raise typer.BadParameter("--report needs the whole build, without --stop-after")
     recipe = load_recipe(model, model=checkpoint, target=target, settings=settings or ())
 
     from ondevice.build import build as compile_model  # imports the compiler: a good half second
+    from ondevice.quant.report import QuantReport
 
     place = out or Path(f"{recipe.name}.bundle")
     sink = Dump(dump) if dump is not None else None
-    print(compile_model(recipe, place, sink, stop_after))
+    figures = QuantReport()
+    built = compile_model(recipe, place, sink, stop_after, figures)
+    if stop_after is None:
+        print(figures.summary(), file=sys.stderr)
+    if report is not None:
+        figures.write(report)
+    print(built)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ondevice.gate.perplexity import Perplexity
 
 
-class Score(str, Enum):
+class Score(StrEnum):
     """Which tokens of a window count."""
 
     half = "half"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import llvmlite
 
+from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.program import Program
 from ondevice.codegen.cache import cached
 from ondevice.codegen.descriptor import emit_descriptor
 from ondevice.codegen.emit import emit_object
-from ondevice.codegen.link import link_library
+from ondevice.codegen.link import compile_runner, link_library
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.debug import Dump
 from ondevice.lang.kernel_ir import Kernel
@@ -52,10 +53,21 @@ def compile_kernels(
         return list(pool.map(compiled, target.cpu.variants))
 
 
-def model_library(program: Program, variants: Sequence[CompiledVariant], target: Target) -> bytes:
-    """libmodel: the variants' kernels behind one exported descriptor."""
+@dataclass(frozen=True)
+class LinkedModel:
+    """A program's code for a target, as files."""
+
+    library: bytes  # libmodel: the variants' kernels behind one exported descriptor
+    runner: bytes  # ondevice-run: a static executable of the same and the runtime
+
+
+def link_model(
+    program: Program, variants: Sequence[CompiledVariant], target: Target
+) -> LinkedModel:
+    """Link the kernels with a descriptor of the program; they may call nothing but themselves."""
     rows = [(v.variant.name, frozenset(v.variant.features), v.symbols) for v in variants]
     text = print_module([], target.triple, emit_descriptor(program, rows))
     descriptor = emit_object(text, target.triple, target.cpu.baseline)
     objects = [*(v.object for v in variants), descriptor]
-    return link_library(objects, target, target.model_library_name(program.abi_hash))
+    library = link_library(objects, target, target.model_library_name(program.abi_hash), stubs={})
+    return LinkedModel(library, compile_runner(target, objects, model_symbol(program.abi_hash)))

@@ -3,7 +3,8 @@
 The runtime is freestanding C: no headers and no libraries of the target are needed, so no C
 library is built on first use. Its few libc symbols are resolved in the process that loads it.
 (For Android it is compiled as for linux-gnu: zig's android targets call `__aarch64_*` helpers for
-atomics, which no library there provides.)
+atomics, which no library there provides.) Where a library must name those it uses, it is linked
+against stubs, so that nothing of the system is needed either.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from pathlib import Path
 
 import ondevice
 from ondevice.codegen.cache import cached
+from ondevice.codegen.emit import emit_object
 from ondevice.errors import ToolchainError
 from ondevice.targets import Target
 
 NATIVE = Path(ondevice.__file__).parent / "native"
+RUNNER = NATIVE / "runner"
+HEADERS = sorted((*NATIVE.glob("*.h"), *RUNNER.glob("*.h")))
+RUNNER_SOURCES = sorted(RUNNER.glob("*.c"))
 
 WARNINGS = (
     *("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wundef", "-Wvla"),
@@ -36,10 +41,21 @@ COMPILE = (
 )
 # 16 KiB pages are what Android asks for; everything is bound and made read-only at load.
 LINK = (
-    *("-shared", "--gc-sections", "--strip-all", "--hash-style=both", "--build-id=sha1"),
+    *("--gc-sections", "--strip-all", "--build-id=sha1"),
     *("-z", "max-page-size=16384", "-z", "common-page-size=16384"),
     *("-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "text"),
 )
+LIBRARY = ("-shared", "--hash-style=both")
+EXECUTABLE = ("-static",)
+
+# What the runtime and the compiler's code for it call, by the library that has it.
+SYSTEM_LIBRARIES = {
+    "libc.so": (
+        *("getauxval", "memcmp", "memcpy", "memmove", "memset"),
+        *("pthread_create", "pthread_join"),
+    ),
+    "libm.so": (),
+}
 
 
 def runtime_sources(system: str = "linux") -> list[Path]:
@@ -51,15 +67,32 @@ def runtime_sources(system: str = "linux") -> list[Path]:
 
 def compile_runtime(target: Target) -> bytes:
     """libondevice for `target`, stripped. Raises ToolchainError with the compiler's words."""
-    return link_library(runtime_objects(target), target, target.runtime_library)
+    stubs = system_stubs(target) if target.system_libraries else None
+    return link_library(runtime_objects(target), target, target.runtime_library, stubs)
+
+
+def compile_runner(target: Target, model: Sequence[bytes], symbol: str) -> bytes:
+    """The static executable that generates with a model, given the objects of its library.
+
+    `symbol` is the model's descriptor in them. It needs no file of the target's system.
+    """
+    objects = [*runtime_objects(target), *compile_objects(RUNNER_SOURCES, target), *model]
+    inputs = {f"{i:02}.o": data for i, data in enumerate(objects)}
+    options = (*LINK, *EXECUTABLE, f"--defsym=od_linked_model={symbol}")
+    return _link(options, target, inputs)
 
 
 def runtime_objects(target: Target) -> list[bytes]:
     """One object per C file of the runtime, from the cache where nothing has changed."""
-    headers = [f.read_bytes() for f in sorted(NATIVE.glob("*.h"))]
+    return compile_objects(runtime_sources(), target)
+
+
+def compile_objects(sources: Sequence[Path], target: Target) -> list[bytes]:
+    """Objects of C files beside the runtime's headers, by the rules that the runtime obeys."""
+    headers = [f.read_bytes() for f in HEADERS]
     command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
     objects = []
-    for source in runtime_sources():
+    for source in sources:
         key: list[str | bytes] = [
             *command,
             _tool_version(),
@@ -79,14 +112,22 @@ def link_library(
 ) -> bytes:
     """A shared library of `objects`; equal inputs give equal bytes.
 
-    `stubs` are libraries by soname that it shall name as NEEDED (Android's libc.so and libm.so);
-    with them undefined symbols are errors. Raises ToolchainError with the linker's words.
+    `stubs` are libraries by soname that it names as NEEDED where it uses them; then, also when
+    there are none, undefined symbols are errors. Raises ToolchainError with the linker's words.
     """
     inputs = {f"{i:02}.o": data for i, data in enumerate(objects)} | dict(stubs or {})
-    strict = ("--no-undefined",) if stubs else ()
-    command = [*target.linker, *LINK, *strict, "-soname", soname, *inputs, "-o"]
-    key = [*command, _tool_version(), *inputs.values()]
-    return cached(key, lambda: _run(command, "library.so", inputs))
+    strict = () if stubs is None else ("--no-undefined", "--as-needed")
+    return _link((*LINK, *LIBRARY, *strict, "-soname", soname), target, inputs)
+
+
+def system_stubs(target: Target) -> dict[str, bytes]:
+    """Libraries that stand for the target's when linking: their names, no code."""
+    stubs = {}
+    for soname in target.system_libraries:
+        functions = [f"define void @{f}() {{ ret void }}\n" for f in SYSTEM_LIBRARIES[soname]]
+        text = f'target triple = "{target.triple}"\n' + "".join(functions)
+        stubs[soname] = link_library([emit_object(text, target.triple)], target, soname)
+    return stubs
 
 
 def archive(objects: Sequence[bytes], format: str = "gnu") -> bytes:
@@ -96,8 +137,15 @@ def archive(objects: Sequence[bytes], format: str = "gnu") -> bytes:
     return _run(command, "library.a", inputs, output_first=True)
 
 
+def _link(options: Sequence[str], target: Target, inputs: Mapping[str, bytes]) -> bytes:
+    """What the target's linker makes of files, from the cache where it has made it before."""
+    command = [*target.linker, *options, *inputs, "-o"]
+    key = [*command, _tool_version(), *inputs.values()]
+    return cached(key, lambda: _run(command, "linked", inputs))
+
+
 def _compile(command: Sequence[str], source: Path) -> bytes:
-    inputs = {f.name: f.read_bytes() for f in (source, *NATIVE.glob("*.h"))}
+    inputs = {f.name: f.read_bytes() for f in (source, *HEADERS)}
     return _run([*command, "-c", source.name, "-o"], "object.o", inputs)
 
 

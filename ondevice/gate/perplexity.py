@@ -23,6 +23,7 @@ from ondevice.bundle.program import KV_BLOCK_TOKENS
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.runtime.engine import Conversation, Engine
+from ondevice.runtime.text import Tokenizer
 
 Score = Literal["half", "all"]
 DEFAULT_CONTEXT_TOKENS = 1024
@@ -76,8 +77,7 @@ def perplexity(
     blocks = -(-context // KV_BLOCK_TOKENS)
     with Engine(bundle, threads=threads, conversations=1, kv_blocks=blocks) as engine:
         tokens = engine.tokenizer.encode(text)
-        info = engine.bundle.manifest.tokenizer
-        first = info.bos_token_id if info.add_bos else None
+        first = leading_token(engine.tokenizer)
         running = Perplexity(0, _window_count(len(tokens), context), context)
         with engine.conversation() as conversation:
             for window in windows(tokens, context, first):
@@ -87,6 +87,12 @@ def perplexity(
                     running = _added(running, losses)
                 running = replace(running, windows=running.windows + 1)
                 yield running
+
+
+def leading_token(tokenizer: Tokenizer) -> int | None:
+    """The token that the tokenizer puts before every text, None where it puts none."""
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    return whole[0] if whole[:1] != bare[:1] else None
 
 
 def windows(tokens: Sequence[int], context: int, first: int | None) -> Iterator[list[int]]:

@@ -52,11 +52,12 @@ uint64_t od_cpu_features(void) {
 unsigned long getauxval(unsigned long type);
 
 uint64_t od_cpu_features(void) {
-    enum { AT_HWCAP = 16, AT_HWCAP2 = 26, HWCAP_ASIMDHP = 1 << 10, HWCAP_ASIMDDP = 1 << 20,
-           HWCAP2_I8MM = 1 << 13 };
+    enum { AT_HWCAP = 16, AT_HWCAP2 = 26, HWCAP_ASIMD = 1 << 1, HWCAP_ASIMDHP = 1 << 10,
+           HWCAP_ASIMDDP = 1 << 20, HWCAP2_I8MM = 1 << 13 };
     unsigned long first = getauxval(AT_HWCAP);
     unsigned long second = getauxval(AT_HWCAP2);
     uint64_t features = 0;
+    if ((first & HWCAP_ASIMD) != 0) features |= OD_CPU_NEON;
     if ((first & HWCAP_ASIMDHP) != 0) features |= OD_CPU_FULLFP16;
     if ((first & HWCAP_ASIMDDP) != 0) features |= OD_CPU_DOTPROD;
     if ((second & HWCAP2_I8MM) != 0) features |= OD_CPU_I8MM;

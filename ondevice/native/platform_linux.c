@@ -1,43 +1,15 @@
 /* Linux and Android, x86-64 and arm64: raw system calls; of libc only pthread_create and
  * pthread_join (threads need its set-up), on arm64 getauxval. */
 #include "platform.h"
+#include "system_call_linux.h"
 
 #if defined(__x86_64__)
 enum { SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11, SYS_SIGPROCMASK = 14,
        SYS_GETPID = 39, SYS_FUTEX = 202, SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
-
-static long system_call(long number, long a, long b, long c, long d, long e, long f) {
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = f;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-#elif defined(__aarch64__)
+#else
 enum { SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_GETAFFINITY = 123,
        SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
        SYS_MPROTECT = 226 };
-
-static long system_call(long number, long a, long b, long c, long d, long e, long f) {
-    register long x8 __asm__("x8") = number;
-    register long x0 __asm__("x0") = a;
-    register long x1 __asm__("x1") = b;
-    register long x2 __asm__("x2") = c;
-    register long x3 __asm__("x3") = d;
-    register long x4 __asm__("x4") = e;
-    register long x5 __asm__("x5") = f;
-    __asm__ volatile("svc 0"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
-                     : "memory");
-    return x0;
-}
-#else
-#error "platform_linux.c knows x86-64 and arm64"
 #endif
 
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_READ_WRITE = 3 };

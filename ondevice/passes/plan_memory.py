@@ -16,15 +16,22 @@ from ondevice.quant.scheme import activation_shape
 def plan_memory(graph: Graph, context: Context) -> Graph:
     """Gives each value the best free slot whose size grows with the same symbol, else a new one.
 
-    A slot is free once the last reader of its value is done; a node's output never takes the slot
-    of one of its own inputs, since kernels may read an input after they wrote an output.
+    A slot is free behind the first barrier after the last reader of its value: taken earlier it
+    would force a barrier of its own between launches that have nothing else to do with each other.
     """
     last = _last_reads(graph)
     free: list[int] = []
+    done: list[int] = []  # free from the next barrier on
+    written: set[str] = set()  # since the last barrier
     sizes: list[Extent] = []
     storage: dict[str, int] = {}
     for position, node in enumerate(graph.nodes):
+        if written.intersection(node.reads()):
+            free += done
+            done.clear()
+            written.clear()
         value = node.output
+        written.add(value.name)
         if in_arena(graph, value):
             size = size_bytes(value.type)
             slot = _best(free, sizes, size)
@@ -35,8 +42,8 @@ def plan_memory(graph: Graph, context: Context) -> Graph:
                 free.remove(slot)
                 sizes[slot] = _larger(sizes[slot], size)
             storage[value.name] = slot
-        done = [n for n in dict.fromkeys(node.reads()) if last.get(n) == position and n in storage]
-        free.extend(storage[name] for name in done)
+        read = dict.fromkeys(node.reads())
+        done += [storage[n] for n in read if last.get(n) == position and n in storage]
     return replace(graph, storage=tuple(storage.items()))
 
 

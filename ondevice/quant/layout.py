@@ -64,3 +64,9 @@ def _unpack_groups(data: Array, scheme: Scheme) -> Array:
         scales = tail.view(np.float16).transpose(0, 2, 1)[..., None].astype(np.float32)
         values = units[:, 0] * scales * (codes.astype(np.float32) - scheme.zero)
     return values.reshape(blocks * ROW_BLOCK, -1)
+
+
+def squared_error(values: Array, packed: bytes, scheme: Scheme) -> tuple[float, float]:
+    """(sum of (values - unpacked)^2, sum of values^2) of f32 [N, K] and its packed bytes."""
+    lost = unpack(packed, scheme, *values.shape) - values
+    return float(np.vdot(lost, lost)), float(np.vdot(values, values))

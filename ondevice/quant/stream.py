@@ -8,11 +8,14 @@ from typing import Protocol
 import numpy as np
 
 from ondevice.bundle.program import WeightEntry
+from ondevice.dtypes import f32
 from ondevice.quant.layout import Array
 from ondevice.quant.policy import aligned
+from ondevice.quant.report import QuantReport
 from ondevice.quant.scheme import PLAIN, ROW_BLOCK, SCHEMES, Scheme
 
 BLOCK_BYTES = 4 << 20  # of f32 values held at once: peak memory is a few of these
+EXACT = (0.0, 0.0)  # squares of what keeps every bit: there is nothing to measure
 
 
 class Tensor(Protocol):
@@ -33,30 +36,48 @@ class Packer(Protocol):
         """f32 [N, K] -> packed bytes; N is a multiple of 16, or the block ends its tensor."""
         ...
 
+    def squared_error(self, values: Array, packed: bytes, scheme: Scheme) -> tuple[float, float]:
+        """(sum of (values - unpacked)^2, sum of values^2) of what `pack` made of `values`."""
+        ...
+
 
 def stream(
-    entries: tuple[WeightEntry, ...], tensors: Mapping[str, Tensor], packer: Packer
+    entries: tuple[WeightEntry, ...],
+    tensors: Mapping[str, Tensor],
+    packer: Packer,
+    report: QuantReport,
 ) -> Iterator[bytes]:
     """The bytes of the weights file's data, in order; zeros between tensors keep them 64-aligned.
 
-    `tensors` maps our names to the checkpoint's tensors. Raises CheckpointError while reading.
+    `tensors` maps our names to the checkpoint's tensors; `report` receives what each lost. Raises
+    CheckpointError while reading.
     """
     for entry in entries:
         tensor = tensors[entry.name]
         written = 0
-        for piece in _pieces(entry, tensor, packer):
+        error = power = 0.0
+        for piece, squares in _pieces(entry, tensor, packer):
             written += len(piece)
+            error, power = error + squares[0], power + squares[1]
             yield piece
         assert written == entry.size_bytes, f"{entry.name}: {written} of {entry.size_bytes} bytes"
+        report.add(entry, error, power)
         yield bytes(aligned(written) - written)
 
 
-def _pieces(entry: WeightEntry, tensor: Tensor, packer: Packer) -> Iterator[bytes]:
+def _pieces(
+    entry: WeightEntry, tensor: Tensor, packer: Packer
+) -> Iterator[tuple[bytes, tuple[float, float]]]:
+    """Blocks of rows packed, each with its squared error and the square of what it was."""
     if entry.scheme == PLAIN:
-        yield np.ascontiguousarray(tensor.read_rows(0, entry.shape[0]), np.float32).tobytes()
+        values = np.ascontiguousarray(tensor.read_rows(0, entry.shape[0]), np.float32)
+        yield values.tobytes(), EXACT
         return
     scheme = SCHEMES[entry.scheme]
     rows, columns = entry.shape
     step = max(1, BLOCK_BYTES // (4 * columns * ROW_BLOCK)) * ROW_BLOCK
     for begin in range(0, rows, step):
-        yield packer.pack(tensor.read_rows(begin, min(begin + step, rows)), scheme)
+        values = tensor.read_rows(begin, min(begin + step, rows))
+        packed = packer.pack(values, scheme)
+        exact = scheme.dtype == f32
+        yield packed, EXACT if exact else packer.squared_error(values, packed, scheme)

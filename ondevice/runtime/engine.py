@@ -168,9 +168,12 @@ class Conversation:
         """Append `prompt` (nothing: continue), then yield tokens as they are generated.
 
         Ends at one of `stop_tokens` (not yielded; None: the model's end-of-sequence tokens), after
-        `max_tokens`, or, where that is None, at the end of the context. Leaving the iterator cancels, and the conversation forgets what
-        was not yielded. Raises RuntimeFailure where the prompt does not fit, or the context or the
-        KV cache is full before `max_tokens`.
+        `max_tokens`, or, where that is None, at the end of the context. Leaving the iterator
+        cancels, and the conversation forgets what was not yielded. Raises RuntimeFailure where the
+        prompt does not fit, or the context or the KV cache is full before `max_tokens`.
+
+        A prompt given as text is a whole text, with the tokenizer's special tokens, where the
+        conversation is empty, and otherwise continues it.
         """
         limit = 2**31 - 1 if max_tokens is None else max_tokens
         if stop_tokens is None:

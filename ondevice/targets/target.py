@@ -51,7 +51,9 @@ class Target:
     linker: tuple[str, ...]  # the program inside ziglang, and its options
     runtime_library: str  # file name
     model_library: str  # file name, {abi} is 16 hex digits
+    runner: str  # file name of the static program that generates without an app
     cpu: Cpu
+    system_libraries: tuple[str, ...] = ()  # that libraries must name to use, as far as they do
 
     def model_library_name(self, abi_hash: str) -> str:
         """File name of the library compiled for a program."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ondevice.dims import Extent
-from ondevice.graph.graph import Graph, Node, TensorType
+from ondevice.graph.graph import Node, TensorType
 from ondevice.graph.interpret import evaluate
 from ondevice.graph.ops import ACTIVATIONS, OPS, kv_write, quantize
 from ondevice.graph.text import parse_graph

@@ -5,11 +5,12 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "ondevice.h"
 
-enum { CLIENTS = 3, MOST = 40 };
+enum { CLIENTS = 3, MOST = 40, ROUNDS = 12, TURN = 6 };
 
 static od_engine engine;
 static int32_t prompt[64];
@@ -70,6 +71,48 @@ static void together_and_alone(void) {
     for (int32_t i = 0; i < CLIENTS; i++) talk(&alone[i]);
     for (int32_t i = 0; i < CLIENTS; i++) show(&together[i]);
     for (int32_t i = 0; i < CLIENTS; i++) show(&alone[i]);
+}
+
+static void turn(od_conversation c, const int32_t *tokens, int32_t n, int32_t *said) {
+    od_error error = {{0}};
+    od_sampling sampling = {.max_tokens = TURN, .temperature = 0.8F, .seed = 5};
+    int32_t count = 0;
+    check(od_submit(c, tokens, n, &sampling, &error), OD_OK, "submit", &error);
+    check(read_all(c, said, &count, &error), OD_LENGTH, "read", &error);
+}
+
+/* The same texts in all threads; more of them than the cache has blocks for. */
+static void *share_and_fork(void *argument) {
+    od_error error = {{0}};
+    for (int32_t round = 0; round < ROUNDS; round++) {
+        int32_t text[64], first[TURN], said[TURN];
+        od_conversation c, fork;
+        od_stats stats;
+        memcpy(text, prompt, sizeof text);
+        text[0] = round;
+        check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
+        turn(c, text, prompt_length, first);
+        check(od_fork(c, &fork, &error), OD_OK, "fork", &error);
+        turn(fork, text, 3, said);
+        turn(c, text + 3, 3, said);
+        check(od_rewind(fork, prompt_length, &error), OD_OK, "rewind", &error);
+        check(od_conversation_close(c, &error), OD_OK, "close", &error);
+        turn(fork, NULL, 0, said);
+        check(od_conversation_stats(fork, &stats, &error), OD_OK, "stats", &error);
+        if (memcmp(first, said, sizeof first) != 0 || stats.own_tokens != prompt_length - 1) {
+            fprintf(stderr, "round %d: the fork says something else\n", round);
+            exit(1);
+        }
+        check(od_conversation_close(fork, &error), OD_OK, "close", &error);
+    }
+    return argument;
+}
+
+static void all_share_and_fork(void) {
+    pthread_t threads[CLIENTS];
+    for (int32_t i = 0; i < CLIENTS; i++)
+        pthread_create(&threads[i], NULL, share_and_fork, NULL);
+    for (int32_t i = 0; i < CLIENTS; i++) pthread_join(threads[i], NULL);
 }
 
 static void cancel_and_logits(int32_t vocab_size) {
@@ -134,7 +177,7 @@ int main(int argc, char **argv) {
     if (library == NULL) return fprintf(stderr, "%s\n", dlerror()), 1;
     const struct od_model *model = dlsym(library, argv[2]);
     int fd = open(argv[3], O_RDONLY);
-    od_options options = {.threads = atoi(argv[4])};
+    od_options options = {.threads = atoi(argv[4]), .kv_blocks = 24};
     for (int32_t i = 5; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
     od_error error = {{0}};
     check(od_engine_open(model, fd, 0, lseek(fd, 0, SEEK_END), &options, &engine, &error), OD_OK,
@@ -143,6 +186,7 @@ int main(int argc, char **argv) {
     od_engine_info info;
     check(od_engine_describe(engine, &info, &error), OD_OK, "describe", &error);
     together_and_alone();
+    all_share_and_fork();
     cancel_and_logits(info.vocab_size);
     close_under_readers();
     return 0;

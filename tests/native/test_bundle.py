@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import ondevice
 from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
@@ -22,7 +22,7 @@ from ondevice.targets import load
 from .conftest import Toy, link_toy, toy_program
 
 PROMPT = "Once upon a time"
-EOS = 11
+BOS, EOS = 5, 11
 
 
 def byte_tokenizer() -> str:
@@ -31,6 +31,10 @@ def byte_tokenizer() -> str:
     file = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     file.decoder = decoders.ByteLevel()
+    first = chr(33 + BOS)
+    file.post_processor = processors.TemplateProcessing(
+        f"{first} $A", special_tokens=[(first, BOS)]
+    )
     return file.to_str()
 
 
@@ -51,7 +55,7 @@ def bundle(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
             variants=("best", "plain"),
             abi_hash=program.abi_hash,
             model=ModelInfo("Toy", 97, 200, 48, 8, 1, "f32"),
-            tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 5, (EOS,)),
+            tokenizer=TokenizerInfo("tokenizer/tokenizer.json", BOS, (EOS,)),
             libraries=Libraries("lib/libondevice.so", library),
             tensors=(WeightEntry("embed", "f32", (97, 8), "rows", 0, toy.embedding.nbytes),),
         )
@@ -73,7 +77,7 @@ def test_text_and_tokens_agree(engine: Engine) -> None:
 def test_prompt_as_tokens(engine: Engine) -> None:
     with engine:
         tokens = engine.tokenizer.encode(PROMPT)
-        assert tokens[0] == 5
+        assert tokens[0] == BOS
         assert list(engine.generate(tokens, 10)) == list(engine.generate(PROMPT, 10))
 
 
@@ -120,12 +124,37 @@ def test_conversation_continues(engine: Engine) -> None:
         assert first + rest == list(engine.generate_tokens(PROMPT, 8))
 
 
+def test_later_turns_have_no_second_bos(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        lengths = []
+        for _ in range(2):
+            for _ in range(2):
+                list(conversation.generate("abcd", 0))
+                lengths.append(conversation.length)
+            conversation.rewind(0)
+        assert lengths == [5, 9, 5, 9]
+
+
+def test_fork_and_stats(engine: Engine) -> None:
+    with engine, engine.conversation() as conversation:
+        prompt = [i * 3 % 97 for i in range(70)]
+        first = list(conversation.generate_tokens(prompt, 5))
+        stats = conversation.stats
+        assert (stats.prompt_tokens, stats.reused_tokens, stats.computed_tokens) == (70, 0, 70)
+        assert stats.generated_tokens == len(first) and stats.first_token_ms > 0
+        with conversation.fork() as fork:
+            assert list(fork.generate("ab", 4)) == list(conversation.generate("ab", 4))
+            assert fork.stats.own_tokens == conversation.stats.own_tokens == conversation.length - 7
+
+
 def test_context_is_never_cut_silently(engine: Engine) -> None:
     with engine, engine.conversation() as conversation:
         assert len(list(conversation.generate_tokens([1] * 150))) == 50
         assert conversation.ending is Status.CONTEXT_FULL
         conversation.rewind(0)
-        with pytest.raises(RuntimeFailure, match="holds 200 tokens, the context is 200"):
+        with pytest.raises(
+            RuntimeFailure, match="holds 200 tokens, the context is 200; rewind it to go on"
+        ):
             list(conversation.generate_tokens([1] * 150, 51))
         with pytest.raises(RuntimeFailure, match="201 tokens do not fit"):
             list(engine.generate([1] * 201))

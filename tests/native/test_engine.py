@@ -169,7 +169,9 @@ def test_context_full_loses_nothing(engine: NativeEngine) -> None:
     conversation.submit(PROMPT, 1000)
     status, said = read_all(conversation)
     assert (status, len(said)) == (Status.CONTEXT_FULL, CONTEXT - 70)
-    assert conversation.explain() == "the conversation holds 200 tokens, the context is 200"
+    assert conversation.explain() == (
+        "the conversation holds 200 tokens, the context is 200; rewind it to go on"
+    )
     with pytest.raises(RuntimeFailure, match="1 tokens do not fit: the conversation holds 200 of"):
         conversation.submit([1], 1)
     assert conversation.length == CONTEXT
@@ -181,7 +183,7 @@ def test_full_kv_cache_loses_nothing(open_toy: OpenToy) -> None:
     expected = generate(open_toy().conversation(), PROMPT, 100)
     engine = open_toy(kv_blocks=5)
     other = engine.conversation()
-    generate(other, PROMPT[:33], 1)
+    generate(other, PROMPT[1:34], 1)
     conversation = engine.conversation()
     conversation.submit(PROMPT, 100)
     status, said = read_all(conversation)

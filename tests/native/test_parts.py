@@ -1,4 +1,4 @@
-"""Parts of the runtime by themselves: KV blocks, rope, elementary functions, sampling, threads."""
+"""Parts of the runtime by themselves: rope, elementary functions, sampling, threads, memory."""
 
 from __future__ import annotations
 
@@ -11,23 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 
 @pytest.fixture(scope="session")
 def library(internals: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(internals))
-    library.od_kv_open.argtypes = [c_void_p, c_int32, c_int64]
-    library.od_kv_open.restype = ctypes.c_bool
-    library.od_kv_grow.restype = ctypes.c_bool
     library.od_exp.restype = c_double
     library.od_exp.argtypes = [c_double]
     library.od_cos_sin.argtypes = [c_double, POINTER(c_double), POINTER(c_double)]
@@ -39,95 +27,6 @@ def library(internals: Path) -> ctypes.CDLL:
     library.od_threads_close.argtypes = [c_void_p]
     library.od_threads_run.argtypes = [c_void_p, c_void_p, c_int32]
     return library
-
-
-# ---- KV blocks as a state machine ----
-
-
-class Pool(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("block_bytes", c_int64),
-        ("block_count", c_int32),
-        ("free_count", c_int32),
-        ("free_blocks", POINTER(c_int32)),
-        ("references", POINTER(c_int32)),
-    ]
-
-
-class Table(ctypes.Structure):
-    _fields_ = [("blocks", POINTER(c_int32)), ("count", c_int32)]
-
-
-BLOCKS = 9
-
-
-class KvMachine(RuleBasedStateMachine):
-    """Tables that grow, shrink and fork, beside lists of block numbers."""
-
-    library: ctypes.CDLL
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = Pool()
-        assert self.library.od_kv_open(byref(self.pool), BLOCKS, 64)
-        self.room = [(c_int32 * 16)() for _ in range(4)]
-        self.tables = [Table(ctypes.cast(room, POINTER(c_int32)), 0) for room in self.room]
-        self.model: list[list[int]] = [[] for _ in range(4)]
-
-    def blocks(self, table: int) -> list[int]:
-        return list(self.tables[table].blocks[: self.tables[table].count])
-
-    @rule(table=st.integers(0, 3), count=st.integers(1, 4))
-    def grow(self, table: int, count: int) -> None:
-        free = self.pool.free_count
-        before = self.blocks(table)
-        target = len(before) + count
-        grown = self.library.od_kv_grow(byref(self.pool), byref(self.tables[table]), target)
-        assert grown == (count <= free)
-        after = self.blocks(table)
-        assert after[: len(before)] == before and len(after) == (target if grown else len(before))
-        assert not set(after[len(before) :]) & {b for blocks in self.model for b in blocks}
-        self.model[table] = after
-
-    @rule(table=st.integers(0, 3), count=st.integers(0, 9))
-    def shrink(self, table: int, count: int) -> None:
-        self.library.od_kv_shrink(byref(self.pool), byref(self.tables[table]), count)
-        del self.model[table][count:]
-
-    @precondition(lambda self: any(self.model))
-    @rule(parent=st.integers(0, 3), child=st.integers(0, 3), share=st.floats(0, 1))
-    def fork(self, parent: int, child: int, share: float) -> None:
-        if parent == child:
-            return
-        self.library.od_kv_shrink(byref(self.pool), byref(self.tables[child]), 0)
-        count = int(share * len(self.model[parent]))
-        tables = byref(self.tables[parent]), byref(self.tables[child])
-        self.library.od_kv_fork(byref(self.pool), *tables, count)
-        self.model[child] = self.model[parent][:count]
-
-    @invariant()
-    def counts_agree(self) -> None:
-        assert [self.blocks(i) for i in range(4)] == self.model
-        held = [b for blocks in self.model for b in blocks]
-        assert self.pool.references[:BLOCKS] == [held.count(b) for b in range(BLOCKS)]
-        free = self.pool.free_blocks[: self.pool.free_count]
-        assert sorted([*free, *set(held)]) == list(range(BLOCKS))
-
-    def teardown(self) -> None:
-        self.library.od_kv_close(byref(self.pool))
-
-
-def test_kv_blocks(library: ctypes.CDLL) -> None:
-    KvMachine.library = library
-    run_state_machine_as_test(
-        KvMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None)
-    )
-
-
-def test_kv_blocks_for(library: ctypes.CDLL) -> None:
-    sizes = [library.od_kv_blocks_for(n) for n in (0, 1, 32, 33, 64, 65)]
-    assert sizes == [0, 1, 1, 2, 2, 3]
 
 
 # ---- elementary functions and rope ----

@@ -72,6 +72,7 @@ class Model:
         """The graph after the last pass."""
         return list(self.after_each_pass(disabled))[-1][1]
 
+    @cache  # noqa: B019 - models of tests may live as long as their process
     def program(self, disabled: tuple[str, ...] = ()) -> tuple[Program, tuple[Kernel, ...]]:
         return schedule(self.planned(disabled), CONTEXT, self.frame)
 
@@ -164,7 +165,7 @@ def step_inputs(graph: Graph) -> dict[str, Array]:
     inputs = {}
     for value in graph.inputs:
         shape = tuple(d.evaluate(sizes) for d in value.type.shape)
-        array = given.get(value.name, None)
+        array = given.get(value.name)
         floats = rng.standard_normal(shape).astype(np.float32)
         inputs[value.name] = floats if array is None else array.astype(np.int32)
     return inputs

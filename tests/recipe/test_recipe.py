@@ -28,7 +28,11 @@ def recipe_file(folder: Path, text: str) -> str:
 def test_a_directory_builds_with_the_defaults(checkpoint: Path) -> None:
     recipe = load_recipe(str(checkpoint))
     assert recipe == Recipe(name="My-model-v2", model=str(checkpoint))
-    assert (recipe.target, recipe.quant.default, recipe.kv.dtype) == ("host", QuantRecipe().default, "auto")
+    assert (recipe.target, recipe.quant.default, recipe.kv.dtype) == (
+        "host",
+        QuantRecipe().default,
+        "auto",
+    )
 
 
 def test_the_bundled_recipe_names_a_checkpoint_inside_the_package() -> None:

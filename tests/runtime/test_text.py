@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as TokenizerFile
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ondevice.errors import BundleError
 from ondevice.runtime.text import StreamDecoder, Tokenizer
@@ -24,7 +24,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     file.add_special_tokens(["<s>"])
     path = tmp_path_factory.mktemp("text") / "tokenizer.json"
     file.save(str(path))
-    return Tokenizer(path, bos=None)
+    return Tokenizer(path)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,10 @@ def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     file.decoder = decoders.Sequence(
         [replace, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    file.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     path = tmp_path_factory.mktemp("text") / "tokenizer.json"
     file.save(str(path))
-    return Tokenizer(path, bos=1)
+    return Tokenizer(path)
 
 
 def stream(tokenizer: Tokenizer, tokens: list[int], prompt: list[int]) -> list[str]:
@@ -83,12 +84,16 @@ def test_fallback_bytes_wait_for_their_character(byte_fallback: Tokenizer) -> No
     assert stream(byte_fallback, tokens, [2]) == ["", "é", "", "", "", "👧", ""]
 
 
-def test_bos_precedes_text(byte_fallback: Tokenizer) -> None:
+def test_special_tokens_are_those_of_the_post_processor(
+    byte_level: Tokenizer, byte_fallback: Tokenizer
+) -> None:
     assert byte_fallback.encode("o") == [1, 5]
+    assert byte_fallback.encode("o", add_special_tokens=False) == [5]
+    assert byte_level.encode("o") == byte_level.encode("o", add_special_tokens=False)
 
 
 def test_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
     with pytest.raises(BundleError, match=r"cannot read .*tokenizer\.json"):
-        Tokenizer(path, None)
+        Tokenizer(path)

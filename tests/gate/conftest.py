@@ -1,0 +1,28 @@
+"""The bundled model, built once; and a text it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ondevice.build import build
+from ondevice.recipe import load_recipe
+
+TEXT = """Once there was a small boat that lived by the sea. Every morning the boat said hello to
+the birds, and the birds said hello to the boat. One day a big wind came. The boat was very scared.
+"Do not be sad," said the oldest bird. "We will show you the way home." They flew slowly over the
+water, and the boat went after them. At night they saw a light. It was the light of the old house
+where the boat's friend Anna lived. Anna ran down to the water and laughed. She gave the birds some
+bread. The boat was so happy that it sang a song, and all of them danced until the moon went away.
+"""
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(load_recipe("stories260k"), tmp_path_factory.mktemp("gate") / "stories.bundle")
+
+
+@pytest.fixture
+def text() -> str:
+    return TEXT
