@@ -22,6 +22,7 @@ from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
 GEMV_INT_ROWS = 1
+INT_LIVE = (3, 2)  # dots, sums, sums of minima; codes as stored and as used
 GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
 
 
@@ -168,19 +169,20 @@ ROWS = (
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
     KernelDef(
         "gemv_int", "matmul", matmul_int, bind_matmul_int,
-        (("tokens", 1), ("blocks", 4)), max_rows=GEMV_INT_ROWS, holes=("epilogue",),
+        (("tokens", 1), ("blocks", 4)), max_rows=GEMV_INT_ROWS, holes=("epilogue",), live=INT_LIVE,
     ),
     KernelDef(
         "gemm_int", "matmul", matmul_int, bind_matmul_int,
         (("tokens", 4), ("blocks", 2)), min_rows=GEMV_INT_ROWS + 1, holes=("epilogue",), chunk=16,
+        live=INT_LIVE,
     ),
     KernelDef(
         "gemv_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES,
+        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES, live=INT_LIVE,
     ),
     KernelDef(
         "gemm_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES,
+        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE,
     ),
     KernelDef("rope", "rope", rope, bind_rope, chunk=8),
     KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, chunk=8),

@@ -148,9 +148,10 @@ def fit_affine(fit, xt, k, count, *, steps: int):
         bounds[0] = min(bounds[0], value)
         bounds[1] = max(bounds[1], value)
         bounds[2] = bounds[2] + value
+    # Round to nearest where no try has a solution, as in a group of equal elements.
     fit[0] = vec(cast(f32, 1e30), 16)
-    fit[1] = vec(0.0, 16)
-    fit[2] = vec(0.0, 16)
+    fit[1] = (bounds[1] - bounds[0]) / 15.0
+    fit[2] = -bounds[0]
     for c in range(steps):
         try_affine(fit, xt, k, count, bounds, 13.75 + cast(f32, cast(i32, c)) * 0.25)
 

@@ -31,9 +31,9 @@ def bench(
 ) -> None:
     """Measure prompt processing and generation; the table is llama-bench's."""
     from ondevice.gate.bench import bench as measure
-    from ondevice.gate.bench import print_header, print_row, tests_of
+    from ondevice.gate.bench import plan_tests, print_header, print_row
 
-    tests = tests_of(_numbers("-p", prompt), _numbers("-n", generate), _numbers("-d", depth))
+    tests = plan_tests(_numbers("-p", prompt), _numbers("-n", generate), _numbers("-d", depth))
     counts = (None,) if threads is None else _numbers("-t", threads, least=1)
     rows = measure(bundle, tests, counts, reps)
     if as_json:

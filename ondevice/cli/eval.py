@@ -53,7 +53,8 @@ def evaluate(
     )
     for result in running:
         _show_progress(result, monotonic() - started)
-    print(file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     if as_json:
         print(json.dumps(_figures(result, score.value, monotonic() - started), indent=2))
     else:
@@ -63,9 +64,9 @@ def evaluate(
 def _show_progress(result: Perplexity, elapsed_s: float) -> None:
     left_s = elapsed_s / result.windows * (result.windows_total - result.windows)
     print(
-        f"\r{result.windows}/{result.windows_total} windows of {result.context_tokens} tokens, "
+        f"{result.windows}/{result.windows_total} windows of {result.context_tokens} tokens, "
         f"perplexity {result.value:.4f}, {left_s:.0f} s left  ",
-        end="",
+        end="\r" if sys.stderr.isatty() else "\n",  # a log keeps every line
         file=sys.stderr,
         flush=True,
     )

@@ -39,8 +39,8 @@ def compile_kernels(
         symbols = {row.symbol: f"{row.symbol}_{variant.name}" for row in program.kernels}
         features = frozenset(variant.features)
         functions = [
-            print_function(kernel, symbols[row.symbol], features)
-            for kernel, row in zip(kernels, program.kernels, strict=True)
+            print_function(kernel, symbol, features, f".text.{symbol}")
+            for kernel, symbol in zip(kernels, symbols.values(), strict=True)
         ]
         text = print_module(functions, target.triple)
         if dump:

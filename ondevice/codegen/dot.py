@@ -28,11 +28,13 @@ def lower_dot4(out: Writer, op: Op, args: list[str]) -> str:
         return by_parts(out, 2, vnni_256, acc, u, s)
     if has("avx2"):
         return by_parts(out, 2, maddubs_u7 if small else maddubs, acc, u, s)
-    if has("i8mm"):
+    if has("i8mm") and not small:
         return by_parts(out, 4, usdot, acc, u, s)
     if has("dotprod"):
-        return by_parts(out, 4, sdot if small else sdot_shifted, acc, u, s)
-    return by_parts(out, 4, neon if has("neon") else widened, acc, u, s)
+        return by_parts(out, 4, sdot if small else sdot_centered, acc, u, s)
+    if has("neon"):
+        return by_parts(out, 4, neon_u7 if small else neon, acc, u, s)
+    return by_parts(out, 4, widened, acc, u, s)
 
 
 def by_parts(out: Writer, parts: int, one: Part, acc: str, u: str, s: str) -> str:
@@ -106,13 +108,44 @@ usdot = arm_dot("usdot")
 sdot = arm_dot("sdot")
 
 
-def sdot_shifted(out: Writer, acc: str, u: str, s: str) -> str:
-    """u * s = (u - 128) * s + 64 * s + 64 * s, all signed."""
-    shifted = out.pure(f"xor <16 x i8> {u}, splat (i8 -128)")
-    total = sdot(out, acc, shifted, s)
-    for _ in range(2):
-        total = sdot(out, total, "splat (i8 64)", s)
-    return total
+def sdot_centered(out: Writer, acc: str, u: str, s: str) -> str:
+    """u * s = (u - 128) * s + 128 * s. All rows of weights share the second term."""
+    rest = sdot(out, sdot(out, "zeroinitializer", "splat (i8 64)", s), "splat (i8 64)", s)
+    total = sdot(out, acc, out.pure(f"xor <16 x i8> {u}, splat (i8 -128)"), s)
+    return out.pure(f"add <4 x i32> {total}, {rest}")
+
+
+def add_pairs(out: Writer, type: str, a: str, b: str) -> str:
+    """Sums of neighbours, first of `a`, then of `b`."""
+    suffix = type.strip("<>").replace(" x ", "")
+    return out.pure(f"call {type} @llvm.aarch64.neon.addp.v{suffix}({type} {a}, {type} {b})")
+
+
+def widen_pairs(out: Writer, x: str) -> str:
+    """Sums of neighbouring i16 as i32; added to something this is one instruction."""
+    return out.pure(f"call <4 x i32> @llvm.aarch64.neon.saddlp.v4i32.v8i16(<8 x i16> {x})")
+
+
+def neon_u7(out: Writer, acc: str, u: str, s: str) -> str:
+    """Two products of u <= 127 sum to at most 2 * 127 * 128 < 2^15."""
+    halves = []
+    for first in (0, 8):
+        lanes = list(range(first, first + 8))
+        x, y = (out.shuffle("<16 x i8>", v, "poison", lanes) for v in (u, s))
+        halves.append(
+            out.pure(f"call <8 x i16> @llvm.aarch64.neon.smull.v8i16(<8 x i8> {x}, <8 x i8> {y})")
+        )
+    pairs = widen_pairs(out, add_pairs(out, "<8 x i16>", *halves))
+    return out.pure(f"add <4 x i32> {acc}, {pairs}")
+
+
+def neon(out: Writer, acc: str, u: str, s: str) -> str:
+    """Two products may leave i16, so they are widened first."""
+    product, halves = products(out, u, s), []
+    for first in (0, 8):
+        half = out.shuffle("<16 x i16>", product, "poison", list(range(first, first + 8)))
+        halves.append(widen_pairs(out, half))
+    return out.pure(f"add <4 x i32> {acc}, {add_pairs(out, '<4 x i32>', *halves)}")
 
 
 def products(out: Writer, u: str, s: str) -> str:
@@ -120,22 +153,6 @@ def products(out: Writer, u: str, s: str) -> str:
     wide_u = out.pure(f"zext <16 x i8> {u} to <16 x i16>")
     wide_s = out.pure(f"sext <16 x i8> {s} to <16 x i16>")
     return out.pure(f"mul <16 x i16> {wide_u}, {wide_s}")
-
-
-def neon(out: Writer, acc: str, u: str, s: str) -> str:
-    """Pairwise widening adds."""
-    product = products(out, u, s)
-    halves = []
-    for first in (0, 8):
-        part = out.shuffle("<16 x i16>", product, "poison", list(range(first, first + 8)))
-        halves.append(
-            out.pure(f"call <4 x i32> @llvm.aarch64.neon.saddlp.v4i32.v8i16(<8 x i16> {part})")
-        )
-    sums = out.pure(
-        "call <4 x i32> @llvm.aarch64.neon.addp.v4i32"
-        f"(<4 x i32> {halves[0]}, <4 x i32> {halves[1]})"
-    )
-    return out.pure(f"add <4 x i32> {acc}, {sums}")
 
 
 # --- any target ----------------------------------------------------------------------------------

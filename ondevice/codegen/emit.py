@@ -37,6 +37,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "llvm.aarch64.neon.sdot.": ("dotprod",),
     "llvm.aarch64.neon.usdot.": ("i8mm",),
     "llvm.aarch64.neon.saddlp.": ("neon",),
+    "llvm.aarch64.neon.smull.": ("neon",),
     "llvm.aarch64.neon.addp.": ("neon",),
 }
 _DEFINITION = re.compile(r"^define [^@]*@([\w.$]+)\((.*?)^}", re.MULTILINE | re.DOTALL)

@@ -9,10 +9,12 @@ against stubs, so that nothing of the system is needed either.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +28,6 @@ from ondevice.targets import Target
 NATIVE = Path(ondevice.__file__).parent / "native"
 RUNNER = NATIVE / "runner"
 HEADERS = sorted((*NATIVE.glob("*.h"), *RUNNER.glob("*.h")))
-RUNNER_SOURCES = sorted(RUNNER.glob("*.c"))
 
 WARNINGS = (
     *("-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wundef", "-Wvla"),
@@ -39,14 +40,14 @@ COMPILE = (
     *("-fno-asynchronous-unwind-tables", "-ffunction-sections", "-fdata-sections"),
     "-ffile-prefix-map=.=",
 )
-# 16 KiB pages are what Android asks for; everything is bound and made read-only at load.
+# 16 KiB pages are what Android asks for; everything is bound and made read-only at load. Kernels
+# that came out the same for several CPU variants are kept once.
 LINK = (
-    *("--gc-sections", "--strip-all", "--build-id=sha1"),
+    *("--gc-sections", "--icf=all", "--strip-all", "--build-id=sha1"),
     *("-z", "max-page-size=16384", "-z", "common-page-size=16384"),
     *("-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "text"),
 )
 LIBRARY = ("-shared", "--hash-style=both")
-EXECUTABLE = ("-static",)
 
 # What the runtime and the compiler's code for it call, by the library that has it.
 SYSTEM_LIBRARIES = {
@@ -72,14 +73,13 @@ def compile_runtime(target: Target) -> bytes:
 
 
 def compile_runner(target: Target, model: Sequence[bytes], symbol: str) -> bytes:
-    """The static executable that generates with a model, given the objects of its library.
+    """`ondevice-run`: generates with a model, given the objects of its library.
 
-    `symbol` is the model's descriptor in them. It needs no file of the target's system.
+    `symbol` is the model's descriptor in them.
     """
-    objects = [*runtime_objects(target), *compile_objects(RUNNER_SOURCES, target), *model]
-    inputs = {f"{i:02}.o": data for i, data in enumerate(objects)}
-    options = (*LINK, *EXECUTABLE, f"--defsym=od_linked_model={symbol}")
-    return _link(options, target, inputs)
+    sources = (RUNNER / "main.c", RUNNER / "start_linux.c")
+    objects = [*runtime_objects(target), *compile_objects(sources, target), *model]
+    return link_executable(objects, target, {"od_linked_model": symbol})
 
 
 def runtime_objects(target: Target) -> list[bytes]:
@@ -91,17 +91,13 @@ def compile_objects(sources: Sequence[Path], target: Target) -> list[bytes]:
     """Objects of C files beside the runtime's headers, by the rules that the runtime obeys."""
     headers = [f.read_bytes() for f in HEADERS]
     command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
-    objects = []
-    for source in sources:
-        key: list[str | bytes] = [
-            *command,
-            _tool_version(),
-            source.name,
-            source.read_bytes(),
-            *headers,
-        ]
-        objects.append(cached(key, partial(_compile, command, source)))
-    return objects
+
+    def compiled(source: Path) -> bytes:
+        key = [*command, _tool_version(), source.name, source.read_bytes(), *headers]
+        return cached(key, partial(_compile, command, source))
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(compiled, sources))
 
 
 def link_library(
@@ -118,6 +114,18 @@ def link_library(
     inputs = {f"{i:02}.o": data for i, data in enumerate(objects)} | dict(stubs or {})
     strict = () if stubs is None else ("--no-undefined", "--as-needed")
     return _link((*LINK, *LIBRARY, *strict, "-soname", soname), target, inputs)
+
+
+def link_executable(
+    objects: Sequence[bytes], target: Target, aliases: Mapping[str, str] | None = None
+) -> bytes:
+    """A static executable of `objects`, without an interpreter: it needs no file of the system.
+
+    `aliases` are further names of symbols. Raises ToolchainError with the linker's words.
+    """
+    inputs = {f"{i:02}.o": data for i, data in enumerate(objects)}
+    names = [f"--defsym={alias}={symbol}" for alias, symbol in (aliases or {}).items()]
+    return _link((*LINK, "-static", *names), target, inputs)
 
 
 def system_stubs(target: Target) -> dict[str, bytes]:

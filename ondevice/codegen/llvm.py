@@ -35,9 +35,14 @@ from ondevice.lang.kernel_ir import (
 )
 
 
-def print_function(kernel: Kernel, symbol: str, features: frozenset[str]) -> str:
-    """The definition of `kernel` as `symbol` for a CPU with these LLVM features."""
-    return FunctionPrinter(kernel, features).definition(symbol)
+def print_function(
+    kernel: Kernel, symbol: str, features: frozenset[str], section: str = ""
+) -> str:
+    """The definition of `kernel` as `symbol` for a CPU with these LLVM features.
+
+    In a section of its own a linker can find it to be the same as another and keep one.
+    """
+    return FunctionPrinter(kernel, features).definition(symbol, section)
 
 
 def print_module(functions: Iterable[str], triple: str, extra: str = "") -> str:
@@ -66,7 +71,7 @@ class FunctionPrinter:
         self.pointers: dict[str, str] = {}
         self.buffers = {b.name: b for b in (*kernel.buffers, *kernel.scratch)}
 
-    def definition(self, symbol: str) -> str:
+    def definition(self, symbol: str, section: str) -> str:
         out = self.out
         self.prologue()
         extents = [self.value(e) for e in self.kernel.extents]
@@ -89,6 +94,8 @@ class FunctionPrinter:
         out.line("ret void")
         head = "ptr %buffers, ptr %scalars, i32 %begin, i32 %end, ptr noalias %scratch"
         attributes = function_attributes(self.features)
+        if section:
+            attributes += f' section "{section}"'
         # Slots of masked memory live in the entry block: an alloca in a loop would eat the stack.
         text = "\n".join(["entry:", *out.slots, *out.lines])
         return f"define void @{symbol}({head}) {attributes} {{\n{text}\n}}\n"
@@ -235,11 +242,24 @@ class FunctionPrinter:
 
     def load(self, load: Load) -> str:
         buffer, type = self.buffers[load.buffer], llvm_type(load.type)
+        if "neon" in self.features and is_word_of_four(load, buffer):
+            return self.load_lane(load, buffer)
         pointer, align = self.address(buffer, load.indices), self.alignment(buffer)
         if load.count is None:
             return self.out.fresh(f"load {type}, ptr {pointer}, align {align}")
         count = self.clamped(load.count, load.type.lanes)
         return mask_of(self.out, load.type).load(self.out, load.type, pointer, align, count)
+
+    def load_lane(self, load: Load, buffer: Buffer) -> str:
+        """A word out of the 16 bytes around it: Arm multiplies by a lane, but loads a splat only
+        from an address by itself."""
+        *row, place = load.indices
+        assert isinstance(place, Const)
+        lane, first = int(place.value) % 16 // 4, int(place.value) // 16 * 16
+        pointer = self.address(buffer, (*row, Const(INDEX, first)))
+        wide = llvm_type(Type(load.type.dtype, 4))
+        four = self.out.fresh(f"load {wide}, ptr {pointer}, align {self.alignment(buffer)}")
+        return self.out.pure(f"extractelement {wide} {four}, i64 {lane}")
 
     def store(self, store: Store) -> None:
         buffer, type = self.buffers[store.buffer], store.value.type
@@ -255,6 +275,19 @@ class FunctionPrinter:
         """`count` limited to 0..lanes, as i32."""
         limit = Op(INDEX, "min", (Op(INDEX, "max", (count, Const(INDEX, 0))), Const(INDEX, lanes)))
         return self.out.pure(f"trunc i64 {self.value(limit)} to i32")
+
+
+def is_word_of_four(load: Load, buffer: Buffer) -> bool:
+    """Whether bytes are read as one 32-bit word that lies in 16 bytes, 16-aligned in their row."""
+    place, size = load.indices[-1], buffer.dims[-1]
+    return (
+        load.count is None
+        and (load.type.lanes, load.type.dtype.bits, buffer.dtype.bits) == (1, 32, 8)
+        and isinstance(place, Const)
+        and isinstance(size, int)
+        and place.value % 4 == 0
+        and place.value // 16 * 16 + 16 <= size
+    )
 
 
 def is_certain(loop: For) -> bool:

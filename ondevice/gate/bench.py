@@ -83,7 +83,7 @@ class BenchRow:
         }
 
 
-def tests_of(
+def plan_tests(
     prompts: Sequence[int], generations: Sequence[int], depths: Sequence[int]
 ) -> list[BenchTest]:
     """All tests, depth by depth; a 0 among prompts or generations stands for none."""
@@ -149,26 +149,40 @@ def _samples(engine: Engine, test: BenchTest, reps: int) -> list[float]:
     samples = []
     with engine.conversation() as conversation:
         if test.depth:
-            _process(conversation, random.integers(vocab, size=test.depth).tolist(), 0)
+            _drain(conversation, random.integers(vocab, size=test.depth).tolist(), 0)
         for _ in range(reps + 1):
             tokens = random.integers(vocab, size=max(1, test.prompt_tokens)).tolist()
-            started_ns = perf_counter_ns()
-            # A prompt ends with one token sampled, as it does in use.
-            _process(conversation, tokens, test.generated_tokens or 1)
-            elapsed_ns = perf_counter_ns() - started_ns
-            samples.append(1e9 * test.tokens / elapsed_ns)
+            if test.generated_tokens:
+                elapsed_s = _generate_s(conversation, tokens, test.generated_tokens)
+            else:
+                elapsed_s = _prompt_s(conversation, tokens)
+            samples.append(test.tokens / elapsed_s)
             conversation.rewind(test.depth)
     return samples[1:]
 
 
-def _process(conversation: Conversation, tokens: list[int], max_tokens: int) -> None:
-    """One submit, drained; a context that is full when all is computed is as good an end."""
-    generated = conversation.generate_tokens(tokens, max_tokens, stop_tokens=())
+def _prompt_s(conversation: Conversation, tokens: list[int]) -> float:
+    """Seconds to process a prompt and, as in use, to sample the token that follows it."""
+    started_ns = perf_counter_ns()
     try:
-        deque(generated, maxlen=0)
+        _drain(conversation, tokens, 1)
     except RuntimeFailure as error:
-        if error.status != Status.CONTEXT_FULL:
+        if error.status != Status.CONTEXT_FULL:  # no room for that token, but it was computed
             raise
+    return (perf_counter_ns() - started_ns) / 1e9
+
+
+def _generate_s(conversation: Conversation, tokens: list[int], count: int) -> float:
+    """Seconds to generate `count` tokens by the engine's clock, whatever their reader does."""
+    _drain(conversation, tokens, count)
+    stats = conversation.stats
+    first_s = stats.first_token_ms / 1e3
+    return first_s if count == 1 else first_s + (count - 1) / stats.tokens_per_second
+
+
+def _drain(conversation: Conversation, tokens: list[int], max_tokens: int) -> None:
+    """One submit, read to its end; no token ends it early."""
+    deque(conversation.generate_tokens(tokens, max_tokens, stop_tokens=()), maxlen=0)
 
 
 def print_header() -> str:

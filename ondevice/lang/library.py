@@ -57,6 +57,12 @@ class KernelDef:
     max_rows: int = ALL_ROWS
     holes: tuple[str, ...] = ()  # in the kernel's order; see `hole_steps`
     chunk: int = 1  # tasks a worker claims at once
+    live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
+
+    def held(self, tokens: int, blocks: int) -> int:
+        """Vectors that a tile wants in registers at once."""
+        results, weights = self.live
+        return blocks * (tokens * results + weights)
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,99 @@ OD_API od_status od_cancel(od_conversation conversation, od_error *error);
 OD_API od_status od_logits(od_conversation conversation, const int32_t *tokens, int32_t n,
                            float *logits, od_error *error);
 
+/* ---- tokenizer: text to tokens and back ----
+ *
+ * A tokenizer needs no engine and may be used from any thread, by several at once. All text is
+ * UTF-8, lengths are in bytes, and nothing is zero-terminated. */
+
+typedef uint64_t od_tokenizer;
+
+typedef struct od_tokenizer_info {
+    int32_t vocab_size;  /* tokens are 0 .. vocab_size - 1 */
+    int32_t piece_bytes; /* what od_text_stream_add writes at most */
+} od_tokenizer_info;
+
+/* Flags: add what the model expects around a text, such as its first token; the text was typed by a
+ * user, so control tokens in it are plain text. */
+#define OD_ENCODE_SPECIAL 1
+#define OD_ENCODE_CONTENT 2
+/* Special tokens have no text; text stands before, so a leading space is part of the text. */
+#define OD_DECODE_SKIP_SPECIAL 4
+#define OD_DECODE_CONTINUES 8
+
+/* Open `bytes` of a compiled tokenizer at `data`, which must stay as it is until it is closed (at
+ * an address that is no multiple of 8 it is copied). OD_MODEL: the data is damaged. */
+OD_API od_status od_tokenizer_open(const void *data, int64_t bytes, od_tokenizer *tokenizer,
+                                   od_error *error);
+
+/* Free the tokenizer, when the last call inside it has returned. */
+OD_API od_status od_tokenizer_close(od_tokenizer tokenizer, od_error *error);
+
+OD_API od_status od_tokenizer_describe(od_tokenizer tokenizer, od_tokenizer_info *info,
+                                       od_error *error);
+
+/* Move the tokens of a text to `tokens`, at most `capacity`; *count is how many there are, also
+ * where that is more. OD_INVALID: the text is no UTF-8. */
+OD_API od_status od_encode(od_tokenizer tokenizer, const char *text, int64_t bytes, uint32_t flags,
+                           int32_t *tokens, int64_t capacity, int64_t *count, od_error *error);
+
+/* Move the text of n tokens to `text`, at most `capacity` bytes; *bytes is how many there are, also
+ * where that is more. Bytes that make no character become U+FFFD. OD_INVALID: a token is none. */
+OD_API od_status od_decode(od_tokenizer tokenizer, const int32_t *tokens, int64_t n, uint32_t flags,
+                           char *text, int64_t capacity, int64_t *bytes, od_error *error);
+
+/* Text of tokens as they come: what has been handed out is always the start of what od_decode
+ * makes of all tokens, and ends with a whole character. Plain data: copy it to fork a text.
+ * Tokens of single bytes are text only if all of a run are, so a run is held until it ends (or is
+ * as long as `bytes`: then its whole characters are shown, here and in od_decode). */
+typedef struct od_text_stream {
+    od_tokenizer tokenizer;
+    uint32_t flags;
+    uint32_t stripped;  /* leading characters still to be removed */
+    uint32_t held;      /* bytes that are not yet a character, or may turn out to be none */
+    uint32_t damaged;   /* the bytes of this run make no characters */
+    uint8_t bytes[4096];
+} od_text_stream;
+
+OD_API od_status od_text_stream_open(od_tokenizer tokenizer, uint32_t flags, od_text_stream *stream,
+                                     od_error *error);
+
+/* The text that `token` completes: 0 or more bytes, at most piece_bytes. A refused call has changed
+ * nothing. */
+OD_API od_status od_text_stream_add(od_text_stream *stream, int32_t token, char *text,
+                                    int64_t capacity, int64_t *bytes, od_error *error);
+
+/* What was held back; half a character becomes U+FFFD. */
+OD_API od_status od_text_stream_finish(od_text_stream *stream, char *text, int64_t capacity,
+                                       int64_t *bytes, od_error *error);
+
+/* ---- chat templates: messages to tokens ---- */
+
+typedef struct od_message {
+    const char *role; /* zero-terminated: "system", "user", "assistant" or "tool" */
+    const char *content;
+    int64_t bytes; /* of content */
+} od_message;
+
+/* Flags: end with what makes the model answer; where the template knows of thinking, the answer
+ * shall come at once. */
+#define OD_CHAT_GENERATE 1
+#define OD_CHAT_NO_THINKING 2
+
+/* The prompt of a conversation as text, in the manner of od_decode; `chat_template` is a compiled
+ * chat template of `template_bytes`, and `local_time` seconds since 1970 on the local clock, for
+ * templates that write the date. OD_INVALID: the template has no place for a message. */
+OD_API od_status od_chat_render(const void *chat_template, int64_t template_bytes,
+                                const od_message *messages, int32_t n, uint32_t flags,
+                                int64_t local_time, char *text, int64_t capacity, int64_t *bytes,
+                                od_error *error);
+
+/* The same as tokens, in the manner of od_encode. No content becomes a control token. */
+OD_API od_status od_chat_encode(od_tokenizer tokenizer, const void *chat_template,
+                                int64_t template_bytes, const od_message *messages, int32_t n,
+                                uint32_t flags, int64_t local_time, int32_t *tokens,
+                                int64_t capacity, int64_t *count, od_error *error);
+
 #ifdef __cplusplus
 }
 #endif

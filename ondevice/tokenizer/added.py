@@ -14,6 +14,9 @@ from ondevice.tokenizer.layout import AddedFlag, Section
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
+# Names that mean control in every vocabulary, whatever its files say about them.
+_CONVENTIONAL = {"<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>"}
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -40,15 +43,14 @@ class AddedToken:
         return AddedFlag(sum(int(flag) for flag, is_set in chosen.items() if is_set))
 
 
-def read_added(
-    library: Tokenizer, config: Mapping[str, Any], template: str
-) -> list[AddedToken]:
+def read_added(library: Tokenizer, config: Mapping[str, Any], template: str) -> list[AddedToken]:
     """The added tokens, special ones first (the order in which the library looks for them).
 
-    A token is a control token if it is special, if the configuration names it (Phi-3's </s> is not
-    special), if the chat template writes it, or if it has the shape <|...|>.
+    A token is a control token if it is special, if the configuration names it, if the chat template
+    writes it, if it has the shape <|...|>, or by its conventional name (Phi-3's </s> is not
+    special). Others, such as runs of spaces or HTML tags, are part of what users write.
     """
-    named = {_content(config.get(key)) for key in _NAMED}
+    named = _CONVENTIONAL | {_content(config.get(key)) for key in _NAMED}
     named |= {_content(token) for token in config.get("additional_special_tokens") or ()}
     tokens = [
         AddedToken(

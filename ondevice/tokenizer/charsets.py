@@ -129,7 +129,9 @@ def partition(sets: list[CharSet]) -> Classes:
     signatures = np.zeros(CODE_POINTS, np.uint64)
     for bit, chosen in enumerate(sets):
         signatures |= chosen.astype(np.uint64) << np.uint64(bit)
-    distinct, of = np.unique(signatures, return_inverse=True)
+    starts = np.flatnonzero(np.diff(signatures, prepend=~signatures[:1]))  # of runs, which are few
+    distinct, run = np.unique(signatures[starts], return_inverse=True)
+    of = np.repeat(run, np.diff(starts, append=CODE_POINTS))
     members = tuple(
         frozenset(np.flatnonzero(distinct >> np.uint64(bit) & np.uint64(1)).tolist())
         for bit in range(len(sets))
@@ -139,5 +141,7 @@ def partition(sets: list[CharSet]) -> Classes:
 
 def paged(values: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
     """`values` [0x110000] as a page number per 256 code points, and the distinct pages [n, 256]."""
-    pages, index = np.unique(values.reshape(-1, 256), axis=0, return_inverse=True)
-    return index.astype(np.uint16).reshape(-1), pages
+    numbers: dict[bytes, int] = {}
+    index = [numbers.setdefault(page.tobytes(), len(numbers)) for page in values.reshape(-1, 256)]
+    pages = np.frombuffer(b"".join(numbers), np.uint8).reshape(-1, 256)
+    return np.array(index, np.uint16), pages

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 
 from ondevice.errors import CheckpointError
@@ -116,7 +117,7 @@ class _Writer:
         self.added = added
         self.vocab_size = max(vocab_size, *(i + 1 for i in self.model.vocab.values()), 1)
         self.vocab_size = max(self.vocab_size, *(t.id + 1 for t in added), 1)
-        self._add_tokens(self.decoder)
+        self._add_tokens(self.decoder, library)
         probes = self._add_merges(self.model)
         self._add_added_tokens(library)
         self._add_steps(normalizers, pre_tokenizer)
@@ -126,7 +127,7 @@ class _Writer:
         self.probes = (*probes, composition_probes)
 
     def data(self) -> bytes:
-        flags = self.model.flags | (Flag.DECODE_BYTES if self.decoder.bytes else Flag(0))
+        flags = self.model.flags | (Flag.DECODE_BYTES if self.decoder.byte_level else Flag(0))
         strip = (ord(self.decoder.strip or "\0"), self.decoder.strip_count)
         mark = self.text.add(self.model.mark.encode())
         self.sections[Section.PAGE_INDEX] = (b"".join(self.page_index), len(self.page_index))
@@ -145,10 +146,11 @@ class _Writer:
             sections=self.sections,
         )
 
-    def _add_tokens(self, decoder: Decoder) -> None:
+    def _add_tokens(self, decoder: Decoder, library: Tokenizer) -> None:
         """What each token matches and what it decodes to."""
         names = {i: name for name, i in self.model.vocab.items()}
-        names |= {t.id: t.content for t in self.added}
+        # Not its content: the library calls a normalized token by its normalized name.
+        names |= {t.id: library.id_to_token(t.id) or t.content for t in self.added}
         special = {t.content for t in self.added if t.special}
         words = self.model.text_of
         rows = bytearray()
@@ -194,8 +196,7 @@ class _Writer:
         return pair_probes, word_probes
 
     def _add_added_tokens(self, library: Tokenizer) -> None:
-        packed = pack_added(self.added, library.normalizer)
-        self.sections |= packed
+        self.sections |= pack_added(self.added, library.normalizer)
 
     def _add_steps(self, normalizers: list[Normalizer], pre_tokenizer: PreTokenizer) -> None:
         rows = bytearray()
@@ -241,7 +242,7 @@ class _Writer:
         sizes = (states, classes.count, first_transition, self._page_map(classes.of))
         return struct.pack("<5I", *sizes, step.byte_classes is not None) + first + bytes(4)
 
-    def _page_map(self, values: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    def _page_map(self, values: NDArray[np.uint8]) -> int:
         """The number of the page map of `values` [0x110000]."""
         index, pages = paged(values)
         self.page_index.append((index + self.page_count).astype(np.uint16).tobytes())
@@ -264,7 +265,8 @@ class _Writer:
             probes = self._add_compositions(tables.decompositions, tables.compositions)
         if any(t.lstrip or t.rstrip or t.single_word for t in self.added):
             space, word = probe_space_and_word()
-            flagged = self._page_map(space.astype(np.uint8) | word.astype(np.uint8) << 1)
+            flags = np.where(space, 1, 0) + np.where(word, 2, 0)
+            flagged = self._page_map(flags.astype(np.uint8))
         self.properties = (composing, flagged)
         return probes
 
@@ -273,7 +275,8 @@ class _Writer:
         decompositions: Mapping[int, tuple[int, ...]],
         compositions: Mapping[tuple[int, int], int],
     ) -> int:
-        rows, points = [], []
+        rows: list[tuple[int, int, int]] = []
+        points: list[int] = []
         for code in sorted(decompositions):
             rows.append((code, len(points), len(decompositions[code])))
             points += decompositions[code]

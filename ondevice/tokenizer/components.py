@@ -273,12 +273,12 @@ def _template_processing(json: Json) -> tuple[list[int], list[int]]:
 class Decoder:
     """How tokens become text.
 
-    bytes: tokens are bytes written as characters. Otherwise `replaced` is applied to each token,
-    tokens such as <0x0A> are bytes where `byte_fallback`, and from the start of the whole text up
-    to `strip_count` times `strip` is removed.
+    byte_level: tokens are bytes written as characters. Otherwise `replaced` is applied to each
+    token, tokens such as <0x0A> are bytes where `byte_fallback`, and from the start of the whole
+    text up to `strip_count` times `strip` is removed.
     """
 
-    bytes: bool
+    byte_level: bool
     replaced: tuple[Replace, ...] = ()
     byte_fallback: bool = False
     strip: str = ""
@@ -286,7 +286,7 @@ class Decoder:
 
     def piece(self, token: str, bytes_of: Mapping[str, int]) -> bytes:
         """What one token contributes."""
-        if self.bytes:
+        if self.byte_level:
             if all(c in bytes_of for c in token):
                 return bytes([bytes_of[c] for c in token])
             return token.encode()
@@ -308,7 +308,7 @@ def read_decoder(json: Json | None) -> Decoder:
     parts = _flatten(json, "decoders")
     kinds = [kind_of(part) for part in parts]
     if kinds in (["ByteLevel"], ["ByteLevel", "Fuse"]):
-        return Decoder(bytes=True)
+        return Decoder(byte_level=True)
     if not parts:
         raise refuse("missing decoder", "its tokens would be joined by spaces")
     replaced: list[Replace] = []

@@ -83,12 +83,9 @@ def _mark_orders() -> dict[int, int]:
                 marks.add(code)
     orders: list[list[int]] = []  # marks of equal order together, lowest first
     for code in sorted(marks):
-        place = 0
-        for place, known in enumerate(orders):
-            if not _sorts_before(known[0], code):
-                break
-        else:
-            place = len(orders)
+        place = next(
+            (i for i, known in enumerate(orders) if not _sorts_before(known[0], code)), len(orders)
+        )
         if place < len(orders) and not _sorts_before(code, orders[place][0]):
             orders[place].append(code)
         else:

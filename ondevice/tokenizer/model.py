@@ -85,12 +85,11 @@ def _flags(json: Mapping[str, Any], byte_level: bool) -> Flag:
 
 def _pairs(merges: list[Any]) -> list[tuple[str, str]]:
     """Merges as pairs; older files write them as one string with a space between."""
-    return [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    split = (m.split(" ") if isinstance(m, str) else m for m in merges)
+    return [(left, right) for left, right in split]
 
 
-def _merges(
-    merges: list[Any], vocab: Mapping[str, int]
-) -> dict[tuple[int, int], tuple[int, int]]:
+def _merges(merges: list[Any], vocab: Mapping[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
     return {
         (vocab[left], vocab[right]): (rank, vocab[left + right])
         for rank, (left, right) in enumerate(_pairs(merges))
@@ -115,7 +114,7 @@ def _words(
     model = library.model
     words = {}
     for name, token in vocab.items():
-        if token in text_of and text_of[token]:
+        if text_of.get(token):
             if not whole_words:
                 found = model.tokenize(name)
                 if len(found) != 1 or found[0].id != token:

@@ -13,7 +13,7 @@ import pytest
 Ondevice = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.parametrize("command", ["build", "run", "demo", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["build", "run", "demo", "inspect", "verify", "eval", "bench"])
 def test_every_command_has_help(ondevice: Ondevice, command: str) -> None:
     assert command in ondevice("--help").stdout
     done = ondevice(command, "--help")

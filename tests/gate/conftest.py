@@ -15,6 +15,11 @@ the birds, and the birds said hello to the boat. One day a big wind came. The bo
 water, and the boat went after them. At night they saw a light. It was the light of the old house
 where the boat's friend Anna lived. Anna ran down to the water and laughed. She gave the birds some
 bread. The boat was so happy that it sang a song, and all of them danced until the moon went away.
+
+Tim had a red kite and a little brother called Sam. Sam wanted to hold the kite, but Tim said no.
+Then the string broke and the kite flew up into a tall tree. Tim began to cry. Sam had an idea. He
+asked the farmer for his long ladder, and the farmer came and took the kite down. "Thank you, Sam,"
+said Tim. "Now you can hold it first." From that day on they always shared the red kite.
 """
 
 

@@ -12,9 +12,9 @@ from ondevice.gate.bench import (
     BenchRow,
     BenchTest,
     bench,
+    plan_tests,
     print_header,
     print_row,
-    tests_of,
 )
 from ondevice.runtime.engine import Conversation
 
@@ -24,7 +24,7 @@ def row(test: BenchTest, *samples: float) -> BenchRow:
 
 
 def test_names_are_those_of_llama_bench() -> None:
-    names = [test.name for test in tests_of([512, 0], [128, 32], [0, 1024])]
+    names = [test.name for test in plan_tests([512, 0], [128, 32], [0, 1024])]
     plain, deep = names[:3], names[3:]
     assert plain == ["pp512", "tg128", "tg32"]
     assert deep == ["pp512 @ d1024", "tg128 @ d1024", "tg32 @ d1024"]
@@ -49,7 +49,7 @@ def test_the_table_is_markdown_with_columns_of_one_width() -> None:
 
 
 def test_each_test_runs_for_each_number_of_threads(stories: Path) -> None:
-    rows = list(bench(stories, tests_of([16], [4], [0, 8]), threads=[1, 2], reps=2))
+    rows = list(bench(stories, plan_tests([16], [4], [0, 8]), threads=[1, 2], reps=2))
     assert [r.threads for r in rows] == [1] * 4 + [2] * 4
     assert [r.test.name for r in rows[:4]] == ["pp16", "tg4", "pp16 @ d8", "tg4 @ d8"]
     assert all(len(r.samples) == 2 and min(r.samples) > 0 for r in rows)

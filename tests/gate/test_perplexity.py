@@ -1,4 +1,4 @@
-"""Perplexity equals that of transformers, window by window; texts that cannot be scored are refused."""
+"""Perplexity equals that of transformers; texts that cannot be scored are refused."""
 
 from __future__ import annotations
 

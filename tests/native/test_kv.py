@@ -1,8 +1,8 @@
 """The pool of KV blocks as a state machine: what tables hold, share, copy and forget.
 
-The place of a token in a block holds a checksum of all tokens up to it, as keys and values depend on
-all of them: a table that reads back another checksum shares what it should not, or has lost what it
-wrote to somebody else's write.
+The place of a token in a block holds a checksum of all tokens up to it, as keys and values depend
+on all of them: a table that reads back another checksum shares what it should not, or has lost what
+it wrote to somebody else's write.
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ def test_shared_prefix_gives_the_same_bits(engine: Engine) -> None:
             second.rewind(0)
             list(second.generate_tokens(tokens[: shared + 1], 0))
             assert second.stats.shared_tokens == shared
-            np.testing.assert_array_equal(
-                second.logits(tokens[shared + 1 :]), whole[shared + 1 :]
-            )
+            np.testing.assert_array_equal(second.logits(tokens[shared + 1 :]), whole[shared + 1 :])
 
 
 def test_fork_of_a_real_conversation(engine: Engine) -> None:
@@ -77,10 +75,13 @@ def test_fork_of_a_real_conversation(engine: Engine) -> None:
         list(conversation.generate(TEXT, 10))
         with conversation.fork() as fork:
             endings = [" Then", " But"]
-            together = [list(c.generate(e, 20)) for c, e in zip((conversation, fork), endings)]
+            said = [
+                list(conversation.generate(endings[0], 20)),
+                list(fork.generate(endings[1], 20)),
+            ]
             length = fork.length
         conversation.rewind(0)
         list(conversation.generate(TEXT, 10))
         again = conversation.fork()
-        assert list(again.generate(endings[1], 20)) == together[1] != together[0]
+        assert list(again.generate(endings[1], 20)) == said[1] != said[0]
         assert again.length == length

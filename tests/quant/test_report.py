@@ -1,0 +1,119 @@
+"""The report names every tensor, and its errors are those of unpacking what was packed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ondevice.errors import OndeviceError
+from ondevice.kernels.packers import Packers
+from ondevice.quant.layout import Array, squared_error, unpack
+from ondevice.quant.policy import plan
+from ondevice.quant.report import QuantReport
+from ondevice.quant.scheme import SCHEMES, Scheme
+from ondevice.quant.stream import BLOCK_BYTES, stream
+from ondevice.recipe import QuantRecipe
+
+
+class Rows:
+    """A tensor in memory."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read_rows(self, begin: int, end: int) -> Array:
+        return self.values[begin:end]
+
+
+def normal(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape, np.float32)
+
+
+def streamed(tensors: dict[str, Array], recipe: QuantRecipe) -> tuple[QuantReport, bytes]:
+    report = QuantReport()
+    entries = plan({name: t.shape for name, t in tensors.items()}, recipe).entries
+    rows = {name: Rows(values) for name, values in tensors.items()}
+    return report, b"".join(stream(entries, rows, Packers(), report))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("shape", [(32, 64), (5, 172), (33, 30), (1, 1)])
+def test_the_compiled_error_is_that_of_numpy(scheme: Scheme, shape: tuple[int, int]) -> None:
+    values = normal(*shape)
+    packers = Packers()
+    packed = packers.pack(values, scheme)
+    got = packers.squared_error(values, packed, scheme)
+    assert got == pytest.approx(squared_error(values, packed, scheme), rel=1e-4, abs=1e-12)
+
+
+def test_zeros_have_no_error() -> None:
+    report, _ = streamed({"w": np.zeros((16, 32), np.float32)}, QuantRecipe("int4_g32"))
+    assert [tensor.error for tensor in report.tensors] == [0.0]
+
+
+def test_blocks_of_a_tensor_add_up() -> None:
+    values = normal(BLOCK_BYTES // (4 * 64) + 40, 64)
+    report, data = streamed({"w": values}, QuantRecipe("int8_g32"))
+    lost = unpack(data, SCHEMES["int8_g32"], *values.shape) - values
+    expected = np.sqrt(np.square(lost, dtype=np.float64).sum() / np.square(values).sum())
+    assert report.tensors[0].error == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def report() -> QuantReport:
+    tensors = {
+        "embed.weight": normal(48, 64),
+        "layers.0.norm.weight": normal(64),
+        "layers.0.mlp.up.weight": normal(32, 64),
+        "layers.1.norm.weight": normal(64),
+        "layers.1.mlp.up.weight": normal(32, 64),
+        "head.weight": normal(48, 64),
+    }
+    rules = (("layers.1.mlp.*", "int8_g32"), ("head.weight", "f32"))
+    return streamed(tensors, QuantRecipe("int4_g32_sym", rules=rules))[0]
+
+
+def test_every_tensor_is_named_with_its_scheme(report: QuantReport) -> None:
+    table = json.loads(report.json())
+    assert [(row["name"], row["scheme"]) for row in table["tensors"]] == [
+        ("embed.weight", "int8_g32"),
+        ("layers.0.norm.weight", "plain"),
+        ("layers.0.mlp.up.weight", "int4_g32_sym"),
+        ("layers.1.norm.weight", "plain"),
+        ("layers.1.mlp.up.weight", "int8_g32"),
+        ("head.weight", "f32"),
+    ]
+    errors = [row["error"] for row in table["tensors"]]
+    assert errors[1] == errors[3] == errors[5] == 0.0
+    assert 0 < errors[0] < 0.01 < errors[2] < 0.2
+    assert table["tensors"][5]["bits_per_weight"] == 32.0
+    assert table["total"]["size_bytes"] == sum(row["size_bytes"] for row in table["tensors"])
+
+
+def test_the_dump_has_a_line_for_each(report: QuantReport) -> None:
+    lines = [line.split("\t") for line in report.tsv().splitlines()]
+    assert lines[0] == ["tensor", "shape", "scheme", "bytes", "bits_per_weight", "error"]
+    assert lines[3][:3] == ["layers.0.mlp.up.weight", "32x64", "int4_g32_sym"]
+    assert len(lines) == 7
+
+
+def test_the_summary_joins_layers_of_one_scheme(report: QuantReport) -> None:
+    rows = [line.split() for line in report.summary().splitlines()]
+    assert [row[:3] for row in rows[2:5]] == [
+        ["layers.*.norm.weight", "2", "plain"],
+        ["layers.*.mlp.up.weight", "1", "int4_g32_sym"],
+        ["layers.*.mlp.up.weight", "1", "int8_g32"],
+    ]
+    assert rows[-1][:2] == ["total", "6"]
+
+
+def test_a_report_that_cannot_be_written_is_an_error(report: QuantReport, tmp_path: Path) -> None:
+    with pytest.raises(OndeviceError, match="cannot write the report"):
+        report.write(tmp_path / "missing" / "report.json")

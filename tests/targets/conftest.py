@@ -1,0 +1,64 @@
+"""Bundles of stories260K for other machines, each built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ondevice.build import build
+from ondevice.bundle.descriptor import model_symbol
+from ondevice.bundle.read import open_bundle
+from ondevice.recipe import load_recipe
+from ondevice.runtime.engine import Engine
+
+BuildFor = Callable[[str, str], Path]
+TOKENS = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298]  # more rows than one tile has
+PROMPT = ",".join(map(str, TOKENS))
+MOST = 24
+
+
+@pytest.fixture(scope="session")
+def built_for(tmp_path_factory: pytest.TempPathFactory) -> BuildFor:
+    """`built_for("android-arm64", "int4_g32")`: the bundle, all matrices in that scheme."""
+    known: dict[tuple[str, str], Path] = {}
+
+    def once(target: str, scheme: str) -> Path:
+        if (target, scheme) not in known:
+            settings = [f"quant.default={scheme}", f"quant.embedding={scheme}"]
+            recipe = load_recipe("stories260k", target=target, settings=settings)
+            out = tmp_path_factory.mktemp("bundles") / f"{target}.bundle"
+            known[target, scheme] = build(recipe, out)
+        return known[target, scheme]
+
+    return once
+
+
+Expected = Callable[[str], tuple[list[int], NDArray[np.float32]]]
+
+
+@pytest.fixture(scope="session")
+def expected(built_for: BuildFor) -> Expected:
+    """What this machine generates after TOKENS in a scheme, and the logits of TOKENS."""
+    known: dict[str, tuple[list[int], NDArray[np.float32]]] = {}
+
+    def once(scheme: str) -> tuple[list[int], NDArray[np.float32]]:
+        if scheme not in known:
+            with Engine(built_for("host", scheme), threads=2) as engine:
+                with engine.conversation() as conversation:
+                    tokens = list(conversation.generate_tokens(TOKENS, MOST))
+                known[scheme] = tokens, engine.logits(TOKENS)
+        return known[scheme]
+
+    return once
+
+
+def app_arguments(path: Path) -> list[str]:
+    """What host.c is told so that it generates as `expected` does."""
+    bundle = open_bundle(path)
+    symbol = model_symbol(bundle.manifest.abi_hash)
+    places = bundle.libondevice, bundle.libmodel, symbol, bundle.weights_path
+    return [*map(str, places), str(MOST), PROMPT]

@@ -1,0 +1,58 @@
+"""Whole models on emulated phones: the bits of NEON, dotprod, i8mm and this machine are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ondevice import targets
+
+from .conftest import MOST, PROMPT, BuildFor, Expected, app_arguments
+from .emulated import ANDROID_APP_CALLS, CPUS, build_host, qemu, run
+
+SCHEMES = ("f32", "int8_g32", "int4_g32", "int4_g32_sym")
+
+
+@pytest.mark.parametrize("variant", CPUS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_runner_has_the_bits_of_the_host(
+    scheme: str, variant: str, built_for: BuildFor, expected: Expected, tmp_path: Path
+) -> None:
+    emulator = qemu(CPUS[variant])
+    bundle = built_for("android-arm64", scheme)
+    command = [*emulator, bundle / "bin/ondevice-run", bundle, "--tokens", PROMPT]
+    options = ["--max-tokens", MOST, "--threads", 2, "--logits", tmp_path / "logits"]
+    done = run([*command, *map(str, options)])
+    tokens, logits = expected(scheme)
+    assert [int(t) for t in done.stdout.split()] == tokens
+    assert f"; {variant}, 2 threads" in done.stderr
+    assert (tmp_path / "logits").read_bytes() == logits.tobytes()
+
+
+@pytest.mark.parametrize("scheme", ["f32", "int4_g32"])
+def test_libraries_load_in_an_app(
+    scheme: str, built_for: BuildFor, expected: Expected, tmp_path: Path
+) -> None:
+    """musl's libc.so stands in for Android's: both libraries are found by dlopen and generate."""
+    host = build_host(targets.load("android-arm64"), tmp_path)
+    done = run([*host, *app_arguments(built_for("android-arm64", scheme))])
+    assert [int(t) for t in done.stdout.split()] == expected(scheme)[0]
+
+
+def test_system_calls_are_those_that_android_allows_apps(
+    built_for: BuildFor, tmp_path: Path
+) -> None:
+    host = build_host(targets.load("android-arm64"), tmp_path)
+    host.insert(1, "-strace")
+    done = run([*host, *app_arguments(built_for("android-arm64", "f32"))])
+    lines = [line.split(None, 1) for line in done.stderr.splitlines()]
+    calls = {line[1].split("(")[0] for line in lines if line[0].isdigit() and "(" in line[1]}
+    assert {"futex", "mmap", "clone"} <= calls <= set(ANDROID_APP_CALLS)
+
+
+def test_linux_runs_the_same(built_for: BuildFor, expected: Expected) -> None:
+    bundle = built_for("linux-arm64", "int4_g32")
+    command = [*qemu("max"), bundle / "bin/ondevice-run", bundle, "--tokens", PROMPT]
+    done = run([*command, "--max-tokens", str(MOST)])
+    assert [int(t) for t in done.stdout.split()] == expected("int4_g32")[0]
