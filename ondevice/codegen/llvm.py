@@ -35,9 +35,7 @@ from ondevice.lang.kernel_ir import (
 )
 
 
-def print_function(
-    kernel: Kernel, symbol: str, features: frozenset[str], section: str = ""
-) -> str:
+def print_function(kernel: Kernel, symbol: str, features: frozenset[str], section: str = "") -> str:
     """The definition of `kernel` as `symbol` for a CPU with these LLVM features.
 
     In a section of its own a linker can find it to be the same as another and keep one.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from ondevice.dims import Extent
 from ondevice.errors import GraphError
@@ -124,11 +125,23 @@ def instantiate(
         for (_, _, parameter), name in zip(hole_buffers(hole, chain), extra, strict=True):
             _bind_dims(row.name, parameter, types[name].shape, dims)
             buffers.append(name)
-    kernel = specialize(row.function, _static_or_alias(dims), constants)
+    kernel = _specialized(
+        row.function, tuple(_static_or_alias(dims).items()), tuple(constants.items())
+    )
     values = {**dims, **{name: Extent.of(v) for name, v in binding.scalars.items()}}
     scalars = tuple(values[name] for name in kernel.scalars)
     rows = types[node.inputs[1] if OPS[node.op].state else node.output.name].shape[0]
     return Instance(kernel, tuple(buffers), scalars, rows)
+
+
+@cache
+def _specialized(
+    function: KernelFunction,
+    dims: tuple[tuple[str, int | str], ...],
+    constants: tuple[tuple[str, Constant], ...],
+) -> Kernel:
+    """Layers are alike: a model of 30 needs each kernel once."""
+    return specialize(function, dict(dims), dict(constants))
 
 
 def hole_steps(hole: str, node: Node) -> tuple[Applied, ...]:

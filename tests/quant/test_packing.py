@@ -1,4 +1,4 @@
-"""Compiled packers: bytes that mean what the layout says, as close to the weights as they should."""
+"""Compiled packers: bytes that mean what the layout says, as close to the weights as they can be."""
 
 from __future__ import annotations
 

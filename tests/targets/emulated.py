@@ -31,9 +31,9 @@ HERE = Path(__file__).parent
 # Models of qemu whose best variant is the key's.
 CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max"}
 
-# System calls that Android lets apps make, as far as the runtime or a libc under it makes them, with
-# their numbers on x86-64: all are in bionic's SYSCALLS.TXT or its SECCOMP_ALLOWLIST_COMMON.TXT and
-# _APP.TXT, and none is in SECCOMP_BLOCKLIST_APP.TXT.
+# System calls that Android lets apps make, as far as the runtime or a libc under it may make them,
+# with their numbers on x86-64: all are in bionic's SYSCALLS.TXT, SECCOMP_ALLOWLIST_COMMON.TXT or
+# SECCOMP_ALLOWLIST_APP.TXT, and none is in SECCOMP_BLOCKLIST_APP.TXT.
 ANDROID_APP_CALLS = {
     "read": 0, "write": 1, "open": 2, "close": 3, "fstat": 5, "lseek": 8, "mmap": 9,
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
@@ -79,15 +79,12 @@ def build_host(target: Target, directory: Path) -> list[str]:
     (host,) = compile_objects([HERE / "host.c"], target)
     names = "".join(f"define void @{name}() {{ ret void }}\n" for name in LIBC)
     (directory / "host.o").write_bytes(host)
-    (directory / "libc.so").write_bytes(
-        link_library([emit_object(print_module([], target.triple, names), target.triple)],
-                     target, "libc.so")
-    )  # fmt: skip
+    stub = emit_object(print_module([], target.triple, names), target.triple)
+    (directory / "libc.so").write_bytes(link_library([stub], target, "libc.so"))
     output = directory / "host"
-    run(
-        [sys.executable, "-m", "ziglang", *target.linker, "-dynamic-linker", LOADERS[machine]]
-        + [*map(str, (directory / "host.o", directory / "libc.so")), "-o", str(output)]
-    )
+    inputs = [directory / "host.o", directory / "libc.so", "-o", output]
+    loader = ["-dynamic-linker", LOADERS[machine]]
+    run([sys.executable, "-m", "ziglang", *target.linker, *loader, *inputs])
     output.chmod(0o755)
     return [*(qemu("max") if machine == "aarch64" else []), str(output)]
 

@@ -1,4 +1,4 @@
-"""Whole models on emulated phones: the bits of NEON, dotprod, i8mm and this machine are the same."""
+"""Whole models on emulated phones: NEON, dotprod, i8mm and this machine give the same bits."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ def word_arrays() -> Arrays:
 
 
 @pytest.fixture(scope="module", params=list(CPUS))
-def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EmulatedKernels:
+def emulated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> EmulatedKernels:
     """All kernels of this file in one program for the variant."""
     kernels: dict[str, Kernel] = {
         name: specialize(apply, {}, intrinsic_constants(name)) for name in CASES
