@@ -1,4 +1,4 @@
-"""Compiled packers: bytes that mean what the layout says, as close to the weights as they can be."""
+"""Compiled packers: bytes that mean what the layout says, near the weights as can be."""
 
 from __future__ import annotations
 
