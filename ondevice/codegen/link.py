@@ -93,8 +93,8 @@ def compile_objects(sources: Sequence[Path], target: Target) -> list[bytes]:
     command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
 
     def compiled(source: Path) -> bytes:
-        key = [*command, _tool_version(), source.name, source.read_bytes(), *headers]
-        return cached(key, partial(_compile, command, source))
+        key: list[str | bytes] = [*command, _tool_version(), source.name, source.read_bytes()]
+        return cached([*key, *headers], partial(_compile, command, source))
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(compiled, sources))
@@ -148,7 +148,7 @@ def archive(objects: Sequence[bytes], format: str = "gnu") -> bytes:
 def _link(options: Sequence[str], target: Target, inputs: Mapping[str, bytes]) -> bytes:
     """What the target's linker makes of files, from the cache where it has made it before."""
     command = [*target.linker, *options, *inputs, "-o"]
-    key = [*command, _tool_version(), *inputs.values()]
+    key: list[str | bytes] = [*command, _tool_version(), *inputs.values()]
     return cached(key, lambda: _run(command, "linked", inputs))
 
 
