@@ -147,7 +147,7 @@ def select_rows(x: Array, rows: Array) -> Array:
 
 
 def infer_matmul(x: TensorType, weight: TensorType) -> TensorType:
-    rows, inner = _tensor("x", x, "float", 2)
+    rows, inner = _activation("x", replace(x, scheme="") if x.scheme == ACTIVATIONS else x)
     features, weight_inner = _tensor("weight", weight, "float", 2)
     _equal("inner sizes of matmul", inner, weight_inner)
     return _f32(rows, features)
