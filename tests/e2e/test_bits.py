@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ondevice import debug
 from ondevice.bundle.descriptor import model_symbol
 from ondevice.passes import PASS_NAMES
 from ondevice.runtime.engine import Conversation, Engine
@@ -120,7 +121,7 @@ def test_weights_inside_a_larger_file(engine: Engine, stories: Path, tmp_path: P
     file.write_bytes(b"\xee" * (64 * 100 + 4) + weights + b"\xee" * 4096)
     symbol = model_symbol(engine.bundle.manifest.abi_hash)
     native = NativeEngine(
-        Library(engine.bundle.libondevice),
+        Library(debug.runtime_library() or engine.bundle.libondevice),
         model_descriptor(engine.bundle.libmodel, symbol),
         file,
         offset=64 * 100 + 4,

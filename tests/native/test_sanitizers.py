@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,41 @@ def test_driver(build: str, toy: Toy, tmp_path: Path) -> None:
     lines = output.splitlines()
     assert lines[0:3] == lines[3:6]  # together as alone
     assert len(lines[0].split()) == 25
+
+
+REPOSITORY = HERE.parents[1]
+SUITE = ("tests/runtime", "tests/e2e/test_bits.py", "tests/e2e/test_story.py")
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_suite(sanitizer: str, tmp_path: Path) -> None:
+    """The tests of real bundles, with the runtime instrumented (generated kernels are not)."""
+    library = compile_c(
+        "gcc",
+        tmp_path / "libondevice.so",
+        runtime_sources(),
+        *("-shared", "-fPIC", "-std=gnu11", "-fhosted", "-O1", "-g", "-pthread"),
+        *("-ffp-contract=off", "-fvisibility=hidden", f"-I{NATIVE}"),
+        *(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=undefined"),
+    )
+    names = {"address,undefined": ("asan", "ubsan"), "thread": ("tsan",)}[sanitizer]
+    found = (
+        subprocess.run(
+            ["gcc", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in names
+    )
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(found),
+        "ONDEVICE_RUNTIME_LIBRARY": str(library),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own would drown ours; the driver checks those
+        "TSAN_OPTIONS": "exitcode=66",
+    }
+    # -P: the installed package, not the source in the working directory.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *SUITE]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout and "Sanitizer" not in done.stdout + done.stderr
