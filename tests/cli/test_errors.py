@@ -87,7 +87,6 @@ def test_the_traceback_is_there_when_asked_for(
 def test_interrupt_exits_with_130(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", READ_STDIN],
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,10 +99,19 @@ def test_interrupt_exits_with_130(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+# Says that it is ready from inside the command, where main() catches what comes.
 READ_STDIN = """
-import sys
+import sys, time
 from ondevice.cli.main import main
+
+class Prompt:
+    def isatty(self):
+        return False
+    def read(self):
+        print("ready", flush=True)
+        time.sleep(60)
+
+sys.stdin = Prompt()
 sys.argv = ["ondevice", "run", "x.bundle"]
-print("ready", flush=True)
 main()
 """
