@@ -1,4 +1,4 @@
-"""One spelling for everything: norms as a reduction and an elementwise part, rows picked early."""
+"""One spelling for norms: a reduction and an elementwise part."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Elementwise ops move into the matmuls around them, so their results never reach memory.
 
 An op applied to a matmul's result becomes its epilogue; an op that only prepares the input of
-matmuls becomes the prologue of each of them, computed again per tile in worker scratch: the
-arithmetic is a few percent of the tile's, the memory it saves is a whole tensor written and read.
+matmuls becomes the prologue of each of them, computed again per tile in worker scratch: little
+arithmetic beside the tile's own, for a whole tensor that is neither written nor read back.
 """
 
 from __future__ import annotations
