@@ -45,7 +45,8 @@ class KernelDef:
     """One row of the library.
 
     `bind` returns None where the kernel cannot compute the node (another scheme, say). `tile` is
-    the default schedule, which the tile pass shrinks to the CPU's registers and cores. The row is offered for `min_rows`..`max_rows` rows of the node's result.
+    the default schedule, which the tile pass shrinks to the CPU's registers and cores. The row
+    is offered for `min_rows`..`max_rows` rows of the node's result.
     """
 
     name: str
