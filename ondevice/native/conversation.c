@@ -1,5 +1,6 @@
 /* The calls of conversations. Each enters (handle checked, lock held), does its work, leaves. */
 #include "engine.h"
+#include "sampling.h"
 
 /* Open a free slot. */
 static od_status take_slot(od_core *engine, int32_t *slot, od_error *error) {
@@ -138,17 +139,6 @@ static od_status check_tokens(const od_core *engine, const od_state *state, cons
     return OD_OK;
 }
 
-static od_status check_sampling(const od_sampling *sampling, od_error *error) {
-    if (sampling->max_tokens < 0)
-        return od_fail(error, OD_INVALID, "max_tokens = %d is negative", sampling->max_tokens);
-    if (!(sampling->temperature >= 0.0F) || sampling->temperature > 1e6F)
-        return od_fail(error, OD_INVALID, "temperature is not a number within 0..1000000");
-    if (sampling->stop_token_count < 0 || sampling->stop_token_count > OD_STOP_TOKENS)
-        return od_fail(error, OD_INVALID, "%d stop tokens, at most %d are possible",
-                       sampling->stop_token_count, OD_STOP_TOKENS);
-    return OD_OK;
-}
-
 /* Blocks that must be available so that the tokens from `from` up to `length` can be computed. */
 static int32_t blocks_needed(const od_core *engine, const od_state *state, int32_t from,
                              int32_t length) {
@@ -217,7 +207,7 @@ od_status od_submit(od_conversation handle, const int32_t *tokens, int32_t n,
         status = od_fail(error, OD_INVALID, "n = %d tokens", n);
     else if (state->length + n == 0)
         status = od_fail(error, OD_INVALID, "n = 0 tokens for an empty conversation");
-    if (status == OD_OK) status = check_sampling(sampling, error);
+    if (status == OD_OK) status = od_sampling_check(sampling, engine->model, error);
     if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
     /* The last token is computed in any case, also to continue: its logits are needed. */
     if (status == OD_OK)

@@ -56,11 +56,12 @@ const char *od_status_name(od_status status) {
     switch (status) {
         case OD_OK: return "ok";
         case OD_TIMEOUT: return "timeout";
-        case OD_STOP: return "stop token";
+        case OD_STOP: return "stopped";
         case OD_LENGTH: return "max_tokens reached";
         case OD_CANCELLED: return "cancelled";
         case OD_CONTEXT_FULL: return "context full";
         case OD_KV_FULL: return "KV cache full";
+        case OD_EXPIRED: return "time is over";
         case OD_INVALID: return "invalid argument";
         case OD_BUSY: return "busy";
         case OD_CLOSED: return "closed";

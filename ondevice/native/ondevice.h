@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define OD_API_VERSION 2
+#define OD_API_VERSION 3
 
 #if defined(_WIN32)
 #define OD_API __declspec(dllexport)
@@ -39,11 +39,12 @@ extern "C" {
 typedef enum od_status {
     OD_OK = 0,
     OD_TIMEOUT = 1,      /* od_read: nothing to read yet */
-    OD_STOP = 2,         /* od_read: the model ended its turn with a stop token */
+    OD_STOP = 2,         /* od_read: the answer ended with a stop token or a stop string */
     OD_LENGTH = 3,       /* od_read: max_tokens have been generated */
     OD_CANCELLED = 4,    /* ended by od_cancel */
     OD_CONTEXT_FULL = 5, /* the conversation has reached the model's context; nothing is lost */
     OD_KV_FULL = 6,      /* no free KV blocks; nothing is lost, od_submit again when some are */
+    OD_EXPIRED = 7,      /* ended by timeout_ms of od_sampling; nothing is lost */
     OD_INVALID = -1,     /* an argument is out of its range */
     OD_BUSY = -2,        /* the conversation is generating; read to the end or cancel first */
     OD_CLOSED = -3,      /* the engine or conversation has been closed */
@@ -61,6 +62,7 @@ typedef struct od_error {
 
 typedef uint64_t od_engine;
 typedef uint64_t od_conversation;
+typedef uint64_t od_tokenizer;
 
 /* The descriptor that a compiled model exports as od_model_<abi>. */
 struct od_model;
@@ -88,15 +90,70 @@ typedef struct od_engine_info {
     const char *variant;
 } od_engine_info;
 
+#define OD_STOP_TOKENS 16
+#define OD_STOP_STRINGS 16
+#define OD_STOP_STRING_BYTES 1024
+#define OD_LOGIT_BIASES 1024
+#define OD_TOP_LOGPROBS 20
+
+typedef struct od_logit_bias {
+    int32_t token;
+    float bias; /* within -1000000..1000000; -100 bans a token for all practical purposes */
+} od_logit_bias;
+
+typedef struct od_stop_string {
+    const char *text; /* UTF-8 */
+    int32_t bytes;    /* 1..OD_STOP_STRING_BYTES */
+} od_stop_string;
+
+/* How to choose the next token from the model's logits. Zero in a field means its default, which
+ * changes nothing, so that {.max_tokens = n} is greedy. The steps, in the order in which they apply
+ * (that of Hugging Face transformers):
+ *
+ *     logit_bias            added to the logits of some tokens
+ *     repetition_penalty    logits of tokens in the last `penalty_tokens` of the conversation are
+ *                           divided by it, multiplied where negative (CTRL, arXiv 1909.05858)
+ *     presence_penalty,     subtracted from the logits of tokens that were generated since
+ *     frequency_penalty     od_submit: once, and for each time (OpenAI's API)
+ *     temperature           divides the logits; 0 takes the likeliest token and skips the rest
+ *     top_k                 the k likeliest (Fan et al. 2018, arXiv 1805.04833)
+ *     top_p                 the fewest likeliest that together have at least probability p
+ *                           (nucleus; Holtzman et al. 2019, arXiv 1904.09751)
+ *     min_p                 those at least p times as likely as the likeliest (arXiv 2407.01082)
+ *     typical_p             the fewest that together have at least probability p, first those whose
+ *                           information is closest to the entropy (arXiv 2202.00666)
+ *
+ * Each filter sees the distribution that the one before has left, brought back to sum 1. Among
+ * equals the lower token number counts as likelier. At least one token is always left. */
 typedef struct od_sampling {
     int32_t max_tokens;         /* 0: compute the tokens and generate nothing */
     float temperature;          /* 0: the likeliest token, the lowest number among equals */
     uint64_t seed;              /* same seed, same tokens: on every device, in any company */
-    const int32_t *stop_tokens; /* end the turn; not delivered, not kept in the conversation */
+    const int32_t *stop_tokens; /* end the answer; not delivered, not kept in the conversation */
     int32_t stop_token_count;   /* at most OD_STOP_TOKENS */
+    int32_t top_k;              /* default: all */
+    float top_p;                /* 0..1; default 1: all */
+    float min_p;                /* 0..1; default 0: all */
+    float typical_p;            /* 0..1; default 1: all */
+    float repetition_penalty;   /* 0.01..100; default 1: none */
+    float presence_penalty;     /* -100..100; default 0: none */
+    float frequency_penalty;    /* -100..100; default 0: none */
+    int32_t penalty_tokens;     /* the penalties look at so many of the last; default: all */
+    int32_t logit_bias_count;   /* at most OD_LOGIT_BIASES */
+    const od_logit_bias *logit_bias;
+    /* 0: none; 1: of each token generated, for od_read_logprobs; 1 + n: also of the n likeliest, at
+     * most OD_TOP_LOGPROBS. */
+    int32_t logprobs;
+    int32_t timeout_ms;         /* end with OD_EXPIRED after so long; default: never */
+    /* For od_read_text and stop strings; 0: the answer is tokens only. The tokenizer must stay open
+     * until the answer has ended. */
+    od_tokenizer tokenizer;
+    uint32_t text_flags;        /* of the text, as for od_text_stream_open */
+    /* Text that ends the answer, wherever tokens begin and end in it: the first that is complete,
+     * of several the longest. It is not delivered, and the conversation keeps what comes before. */
+    int32_t stop_string_count;  /* at most OD_STOP_STRINGS */
+    const od_stop_string *stop_strings;
 } od_sampling;
-
-#define OD_STOP_TOKENS 16
 
 typedef struct od_stats { /* of the last od_submit or od_logits */
     int32_t prompt_tokens;      /* held when it began, history included; in the end the sum of: */
@@ -161,6 +218,30 @@ OD_API od_status od_submit(od_conversation conversation, const int32_t *tokens, 
 OD_API od_status od_read(od_conversation conversation, int32_t *tokens, int32_t capacity,
                          int32_t timeout_ms, int32_t *count, od_error *error);
 
+/* The same as text: up to `capacity` bytes (at least 4) of UTF-8 that end with a whole character.
+ * What may turn out to be the start of a stop string is held back until it is known. The pieces
+ * join to what od_decode makes of the tokens. Text and tokens are read independently. OD_INVALID:
+ * the answer was submitted without a tokenizer. */
+OD_API od_status od_read_text(od_conversation conversation, char *text, int64_t capacity,
+                              int32_t timeout_ms, int64_t *bytes, od_error *error);
+
+typedef struct od_logprob {
+    int32_t token;
+    float logprob; /* natural logarithm of its probability, 0 or less */
+} od_logprob;
+
+typedef struct od_token_logprobs {
+    od_logprob chosen;
+    int32_t top_count; /* as asked for */
+    od_logprob top[OD_TOP_LOGPROBS]; /* the likeliest first */
+} od_token_logprobs;
+
+/* od_read with the logprobs that od_submit was asked for: log softmax of the model's own logits,
+ * before any step of od_sampling. OD_INVALID: none were asked for. */
+OD_API od_status od_read_logprobs(od_conversation conversation, od_token_logprobs *tokens,
+                                  int32_t capacity, int32_t timeout_ms, int32_t *count,
+                                  od_error *error);
+
 /* End the generation after the current step; od_read delivers the rest, then OD_CANCELLED. */
 OD_API od_status od_cancel(od_conversation conversation, od_error *error);
 
@@ -173,8 +254,6 @@ OD_API od_status od_logits(od_conversation conversation, const int32_t *tokens, 
  *
  * A tokenizer needs no engine and may be used from any thread, by several at once. All text is
  * UTF-8, lengths are in bytes, and nothing is zero-terminated. */
-
-typedef uint64_t od_tokenizer;
 
 typedef struct od_tokenizer_info {
     int32_t vocab_size;  /* tokens are 0 .. vocab_size - 1 */

@@ -29,6 +29,7 @@ from ondevice.runtime.native import (
     Status,
     model_descriptor,
 )
+from ondevice.runtime.sampling import Sampling
 from ondevice.runtime.text import StreamDecoder, Tokenizer
 
 Prompt = str | Sequence[int]
@@ -181,7 +182,8 @@ class Conversation:
         tokens = self._encode(prompt)
         seen = self.length + len(tokens)
         self.ending = None
-        self._native.submit(tokens, limit, temperature, seed, stop_tokens)
+        sampling = Sampling(temperature, seed=seed, stop_tokens=tuple(stop_tokens))
+        self._native.submit(tokens, limit, sampling)
         try:
             while self.ending is None:
                 status, generated = self._native.read()

@@ -7,6 +7,7 @@ for at most its timeout), so Ctrl-C is never held up and other Python threads ru
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from ctypes import (
@@ -19,6 +20,7 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
+    c_uint32,
     c_uint64,
 )
 from dataclasses import dataclass
@@ -30,9 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
+from ondevice.runtime.sampling import GREEDY, Sampling
 
-API_VERSION = 2
-STOP_TOKENS = 16
+API_VERSION = 3
+TOP_LOGPROBS = 20
+SKIP_SPECIAL, CONTINUES = 4, 8  # OD_DECODE_*
 
 
 class Status(IntEnum):
@@ -45,6 +49,7 @@ class Status(IntEnum):
     CANCELLED = 4
     CONTEXT_FULL = 5
     KV_FULL = 6
+    EXPIRED = 7
     INVALID = -1
     BUSY = -2
     CLOSED = -3
@@ -88,6 +93,14 @@ class _Info(ctypes.Structure):
     ]
 
 
+class _LogitBias(ctypes.Structure):
+    _fields_ = [("token", c_int32), ("bias", c_float)]
+
+
+class _StopString(ctypes.Structure):
+    _fields_ = [("text", c_char_p), ("bytes", c_int32)]
+
+
 class _Sampling(ctypes.Structure):
     _fields_ = [
         ("max_tokens", c_int32),
@@ -95,6 +108,22 @@ class _Sampling(ctypes.Structure):
         ("seed", c_uint64),
         ("stop_tokens", POINTER(c_int32)),
         ("stop_token_count", c_int32),
+        ("top_k", c_int32),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("typical_p", c_float),
+        ("repetition_penalty", c_float),
+        ("presence_penalty", c_float),
+        ("frequency_penalty", c_float),
+        ("penalty_tokens", c_int32),
+        ("logit_bias_count", c_int32),
+        ("logit_bias", POINTER(_LogitBias)),
+        ("logprobs", c_int32),
+        ("timeout_ms", c_int32),
+        ("tokenizer", c_uint64),
+        ("text_flags", c_uint32),
+        ("stop_string_count", c_int32),
+        ("stop_strings", POINTER(_StopString)),
     ]
 
 
@@ -291,14 +320,19 @@ class NativeConversation:
         self,
         tokens: Sequence[int],
         max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop_tokens: Sequence[int] = (),
+        sampling: Sampling = GREEDY,
+        *,
+        tokenizer: int = 0,
+        text_flags: int = SKIP_SPECIAL | CONTINUES,
     ) -> None:
-        sampling = _Sampling(
-            max_tokens, temperature, seed, _int32_array(stop_tokens), len(stop_tokens)
-        )
-        self._call("submit", self._handle, _int32_array(tokens), len(tokens), byref(sampling))
+        """Append `tokens` and start to generate.
+
+        `tokenizer` is the handle of one that stays open until the answer has ended; `read_text` and
+        stop strings need it. `text_flags` are those of `od_text_stream_open`. Stop tokens None are
+        none here.
+        """
+        native = _sampling(max_tokens, sampling, tokenizer, text_flags)
+        self._call("submit", self._handle, _int32_array(tokens), len(tokens), byref(native))
 
     def read(self, capacity: int = 64, timeout_ms: int = 100) -> tuple[Status, list[int]]:
         """What is there after at most `timeout_ms`, and OK, TIMEOUT or how the generation ended."""
@@ -342,3 +376,58 @@ def _int32_array(tokens: Sequence[int]) -> ctypes.Array[c_int32]:
         if not -(2**31) <= token < 2**31:
             raise RuntimeFailure(f"token {token} is not a 32-bit number", Status.INVALID)
     return (c_int32 * len(tokens))(*tokens)
+
+
+def _sampling(max_tokens: int, sampling: Sampling, tokenizer: int, text_flags: int) -> _Sampling:
+    stop_tokens = sampling.stop_tokens or ()
+    biased = _int32_array(tuple(sampling.logit_bias))
+    biases = [_LogitBias(*b) for b in zip(biased, sampling.logit_bias.values(), strict=True)]
+    texts = [text.encode("utf-8", errors="surrogatepass") for text in sampling.stop]
+    stops = [_StopString(text, len(text)) for text in texts]
+    return _Sampling(
+        max_tokens=_clamped(max_tokens),
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        stop_tokens=_int32_array(stop_tokens),
+        stop_token_count=len(stop_tokens),
+        top_k=_clamped(sampling.top_k),
+        top_p=_not_default(sampling.top_p),
+        min_p=sampling.min_p,
+        typical_p=_not_default(sampling.typical_p),
+        repetition_penalty=_not_default(sampling.repetition_penalty),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        penalty_tokens=_clamped(sampling.penalty_tokens),
+        logit_bias_count=len(biases),
+        logit_bias=(_LogitBias * len(biases))(*biases),
+        logprobs=_logprobs(sampling.logprobs),
+        timeout_ms=_milliseconds(sampling.timeout_s),
+        tokenizer=tokenizer,
+        text_flags=text_flags,
+        stop_string_count=len(stops),
+        stop_strings=(_StopString * len(stops))(*stops),
+    )
+
+
+def _clamped(count: int) -> int:
+    """A count as an int32; what is more than it can hold means the same as the most."""
+    return max(-(2**31), min(count, 2**31 - 1))
+
+
+def _not_default(value: float) -> float:
+    """Zero means the default in C: a zero that was asked for is the least float above it."""
+    return value if value != 0 else 1.4e-45
+
+
+def _logprobs(top: int | None) -> int:
+    """What C has as 0 for none and 1 + n for n likeliest."""
+    if top is None:
+        return 0
+    return _clamped(top if top < 0 else top + 1)
+
+
+def _milliseconds(seconds: float | None) -> int:
+    """Rounded up, as far as C counts; what is no time at all becomes -1, for C to refuse."""
+    if seconds is None:
+        return 0
+    return max(1, math.ceil(min(seconds * 1e3, 2**31 - 1))) if seconds >= 0 else -1

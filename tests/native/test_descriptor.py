@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
 import struct
@@ -15,10 +16,11 @@ from ondevice.bundle import descriptor
 from ondevice.codegen.descriptor import emit_descriptor
 from ondevice.codegen.link import archive, link_library, runtime_objects
 from ondevice.errors import RuntimeFailure, ToolchainError
+from ondevice.runtime import native
 from ondevice.runtime.native import (
     API_VERSION,
     ENDINGS,
-    STOP_TOKENS,
+    TOP_LOGPROBS,
     Library,
     NativeEngine,
     Status,
@@ -39,7 +41,7 @@ def test_python_binding_matches_the_header() -> None:
     enum = dict(re.findall(r"\bOD_(\w+) = (-?\d+)", text))
     assert {name: int(value) for name, value in enum.items()} == {s.name: s.value for s in Status}
     assert f"#define OD_API_VERSION {API_VERSION}\n" in text
-    assert f"#define OD_STOP_TOKENS {STOP_TOKENS}\n" in text
+    assert f"#define OD_TOP_LOGPROBS {TOP_LOGPROBS}\n" in text
     assert min(ENDINGS) == Status.TIMEOUT
 
 
@@ -52,6 +54,32 @@ def test_layout_is_that_of_c(tmp_path: Path) -> None:
     program = compile_c("gcc", tmp_path / "sizes", [source], "-fhosted")
     sizes = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
     assert [int(s) for s in sizes] == [descriptor.size_bytes(s.name) for s in descriptor.STRUCTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "mirror"),
+    [
+        ("od_options", native._Options),
+        ("od_engine_info", native._Info),
+        ("od_sampling", native._Sampling),
+        ("od_logit_bias", native._LogitBias),
+        ("od_stop_string", native._StopString),
+        ("od_stats", native._Stats),
+    ],
+)
+def test_structs_of_the_binding_are_those_of_c(
+    name: str, mirror: type[ctypes.Structure], tmp_path: Path
+) -> None:
+    lines = ["#include <stdio.h>", "#include <stddef.h>", '#include "ondevice.h"']
+    lines += ["int main(void) {", f'printf("%zu\\n", sizeof({name}));']
+    fields = [field[0] for field in mirror._fields_]
+    lines += [f'printf("%zu\\n", offsetof({name}, {field}));' for field in fields]
+    source = tmp_path / "offsets.c"
+    source.write_text("\n".join([*lines, "return 0;", "}"]))
+    program = compile_c("gcc", tmp_path / "offsets", [source], "-fhosted")
+    out = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+    expected = [ctypes.sizeof(mirror), *(getattr(mirror, field).offset for field in fields)]
+    assert [int(n) for n in out] == expected
 
 
 def test_weights_header_bytes() -> None:

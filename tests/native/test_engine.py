@@ -20,6 +20,7 @@ from ondevice.runtime.native import (
     Status,
     model_descriptor,
 )
+from ondevice.runtime.sampling import Sampling
 
 from .conftest import OpenToy, Toy
 
@@ -104,13 +105,15 @@ def test_company_does_not_change_tokens(open_toy: OpenToy) -> None:
     prompts = [PROMPT[i:] for i in range(12)]
     together = [engine.conversation() for _ in prompts]
     for conversation, prompt in zip(together, prompts, strict=True):
-        conversation.submit(prompt, 20, 0.7, 3)
+        conversation.submit(prompt, 20, Sampling(0.7, seed=3))
     results = [read_all(conversation)[1] for conversation in together]
     assert engine.info.kv_blocks_free == 100 - 12 * 3
     for conversation in together:
         conversation.close()
     assert engine.info.kv_blocks_free == 100
-    assert results == [generate(engine.conversation(), prompt, 20, 0.7, 3) for prompt in prompts]
+    assert results == [
+        generate(engine.conversation(), prompt, 20, Sampling(0.7, seed=3)) for prompt in prompts
+    ]
 
 
 def test_second_turn_continues(engine: NativeEngine, toy: Toy) -> None:
@@ -142,15 +145,18 @@ def test_rewind(engine: NativeEngine) -> None:
 
 
 def test_stop_token_is_neither_delivered_nor_kept(engine: NativeEngine) -> None:
-    said = generate(engine.conversation(), PROMPT, 8, 1.5, 4)
+    said = generate(engine.conversation(), PROMPT, 8, Sampling(1.5, seed=4))
     conversation = engine.conversation()
-    conversation.submit(PROMPT, 8, 1.5, 4, stop_tokens=[said[3]])
+    conversation.submit(PROMPT, 8, Sampling(1.5, seed=4, stop_tokens=(said[3],)))
     assert read_all(conversation) == (Status.STOP, said[: said.index(said[3])])
     assert conversation.length == 70 + said.index(said[3])
 
 
 def test_seed_decides(engine: NativeEngine) -> None:
-    runs = [generate(engine.conversation(), PROMPT[:9], 30, 2.0, seed) for seed in (1, 1, 2)]
+    runs = [
+        generate(engine.conversation(), PROMPT[:9], 30, Sampling(2.0, seed=seed))
+        for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -200,18 +206,15 @@ def test_full_kv_cache_loses_nothing(open_toy: OpenToy) -> None:
 
 def test_refusals_name_the_numbers(engine: NativeEngine) -> None:
     conversation = engine.conversation()
-    for tokens, sampling, message in (
-        ([1, 97], {}, "token 1 is 97, the vocabulary is 0..96"),
-        ([-1], {}, "token 0 is -1"),
-        ([], {}, "n = 0 tokens for an empty conversation"),
-        ([1], {"temperature": float("nan")}, "temperature is not a number"),
-        ([1], {"temperature": -1.0}, "temperature is not a number within"),
-        ([1], {"max_tokens": -2}, "max_tokens = -2 is negative"),
-        ([1], {"stop_tokens": range(17)}, "17 stop tokens, at most 16"),
-        ([2**31], {}, "not a 32-bit number"),
+    for tokens, max_tokens, message in (
+        ([1, 97], 1, "token 1 is 97, the vocabulary is 0..96"),
+        ([-1], 1, "token 0 is -1"),
+        ([], 1, "n = 0 tokens for an empty conversation"),
+        ([1], -2, "max_tokens = -2 is negative"),
+        ([2**31], 1, "not a 32-bit number"),
     ):
         with pytest.raises(RuntimeFailure, match=message):
-            conversation.submit(tokens, **({"max_tokens": 1} | sampling))  # type: ignore[arg-type]
+            conversation.submit(tokens, max_tokens)
     with pytest.raises(RuntimeFailure, match="n = 0 tokens"):
         conversation.logits([], VOCAB)
     with pytest.raises(RuntimeFailure, match="nothing has been submitted"):

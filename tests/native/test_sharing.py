@@ -27,6 +27,7 @@ from ondevice.runtime.native import (
     Status,
     model_descriptor,
 )
+from ondevice.runtime.sampling import GREEDY, Sampling
 
 from .conftest import OpenToy, Toy
 
@@ -331,18 +332,18 @@ class Sharing(RuleBasedStateMachine):
     @rule(
         requests=st.dictionaries(NUMBER, PROMPTS, min_size=1),
         most=st.integers(0, 50),
-        temperature=st.sampled_from([0.0, 1.0]),
+        sampling=st.sampled_from([GREEDY, Sampling(1.0), Sampling(2.0, repetition_penalty=1.5)]),
     )
-    def generate(self, requests: dict[int, list[int]], most: int, temperature: float) -> None:
+    def generate(self, requests: dict[int, list[int]], most: int, sampling: Sampling) -> None:
         """All at once; more than the pool has room for at times."""
         started = [
             number
             for number, prompt in requests.items()
-            if number < len(self.open) and self.submit(number, prompt, most, temperature)
+            if number < len(self.open) and self.submit(number, prompt, most, sampling)
         ]
         for number in started:
             status, said = read_all(self.open[number])
-            expected = self.generated_alone(tuple(self.tokens[number]), most, temperature)
+            expected = self.generated_alone(tuple(self.tokens[number]), most, sampling)
             assert said == expected[: len(said)]
             assert status is Status.KV_FULL or len(said) == len(expected)
             stats = self.open[number].stats
@@ -350,9 +351,9 @@ class Sharing(RuleBasedStateMachine):
             assert stats.computed_tokens > 0
             self.tokens[number] += said
 
-    def submit(self, number: int, prompt: list[int], most: int, temperature: float) -> bool:
+    def submit(self, number: int, prompt: list[int], most: int, sampling: Sampling) -> bool:
         try:
-            self.open[number].submit(prompt, most, temperature)
+            self.open[number].submit(prompt, most, sampling)
         except RuntimeFailure as error:
             if error.status == Status.KV_FULL:
                 match = re.search(r"need (\d+) more KV blocks of 32 tokens, (\d+) of 9", str(error))
@@ -393,8 +394,8 @@ class Sharing(RuleBasedStateMachine):
         number %= len(self.open)
         self.rewind(number, keep)
         self.fork(number)
-        self.generate({number: [3], len(self.open) - 1: [4]}, 2, 0.0)
-        self.generate({number: [], len(self.open) - 1: []}, 2, 0.0)
+        self.generate({number: [3], len(self.open) - 1: [4]}, 2, GREEDY)
+        self.generate({number: [], len(self.open) - 1: []}, 2, GREEDY)
 
     @precondition(lambda self: self.open)
     @rule(number=NUMBER, keep=st.floats(0, 1))

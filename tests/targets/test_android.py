@@ -120,7 +120,7 @@ def test_runner_by_variant_and_threads(built_for: BuildFor, expected: Expected) 
         assert f"{threads} threads" in done.stderr
     stopped = run([*command, "--stop", f"5,{tokens[4]}"])
     assert [int(t) for t in stopped.stdout.split()] == tokens[: tokens.index(tokens[4])]
-    assert stopped.stderr.startswith("stop token: ")
+    assert stopped.stderr.startswith("stopped: ")
     drawn = [run([*command, "--temperature", "1.5", "--seed", seed]).stdout for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
 
