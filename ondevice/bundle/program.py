@@ -13,7 +13,7 @@ from enum import IntEnum
 from ondevice.dims import Extent
 from ondevice.dtypes import DType
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KV_BLOCK_TOKENS = 32
 
 

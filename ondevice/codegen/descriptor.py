@@ -5,8 +5,10 @@ The structs' layout is the table of `bundle/descriptor.py`; this file only fills
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
 
 from ondevice.bundle.descriptor import (
     BY_NAME,
@@ -16,7 +18,7 @@ from ondevice.bundle.descriptor import (
     model_symbol,
     size_bytes,
 )
-from ondevice.bundle.program import FORMAT_VERSION, Launch, Program, Space
+from ondevice.bundle.program import FORMAT_VERSION, Argument, Launch, Program, Space
 from ondevice.dims import Extent
 from ondevice.errors import ToolchainError
 
@@ -24,6 +26,22 @@ INT32 = range(-(2**31), 2**31)
 
 # Name of a CPU variant, its LLVM features, and the symbol of each kernel in it.
 Variant = tuple[str, frozenset[str], Mapping[str, str]]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Runs(Generic[T]):
+    """A table that holds equal runs of rows once: layers differ in few of them."""
+
+    rows: list[T] = dataclasses.field(default_factory=list)
+    _known: dict[tuple[T, ...], int] = dataclasses.field(default_factory=dict)
+
+    def place(self, *run: T) -> int:
+        """Index of the run's first row, appended where it is new."""
+        if run not in self._known:
+            self._known[run] = len(self.rows)
+            self.rows += run
+        return self._known[run]
 
 
 def emit_descriptor(program: Program, variants: Sequence[Variant]) -> str:
@@ -33,8 +51,8 @@ def emit_descriptor(program: Program, variants: Sequence[Variant]) -> str:
     number that does not fit its field.
     """
     check(program, variants)
-    arguments = [a for launch in program.launches for a in launch.arguments]
-    scalars = [s for launch in program.launches for s in launch.scalars]
+    arguments, extents = Runs[Argument](), Runs[Extent]()
+    launches = _launches(program.launches, arguments, extents)
     inv_freq = [f for rope in program.ropes for f in rope.inv_freq]
     symbols = sorted({v[k.symbol] for _, _, v in variants for k in program.kernels})
     lines = [f"declare hidden void @{s}(ptr, ptr, i32, i32, ptr)" for s in symbols]
@@ -45,21 +63,21 @@ def emit_descriptor(program: Program, variants: Sequence[Variant]) -> str:
         lines.append(_array(f"od_kernels_{i}", "ptr", kernels))
     lines += [
         _array("od_variants", "od_variant", [_variant(i, v) for i, v in enumerate(variants)]),
-        _array("od_launches", "od_launch", _launches(program.launches)),
+        _array("od_launches", "od_launch", launches),
         _array(
             "od_arguments",
             "od_argument",
             [
                 _value("od_argument", space=int(a.space), index=int(a.index), offset=a.offset)
-                for a in arguments
+                for a in arguments.rows
             ],
         ),
-        _array("od_scalars", "od_extent", [_extent(s) for s in scalars]),
+        _array("od_extents", "od_extent", [_extent(e) for e in extents.rows]),
         _array("od_slots", "od_extent", [_extent(s.size_bytes) for s in program.slots]),
         _array("od_ropes", "od_rope", _ropes(program)),
         _array("od_inv_freq", "f32", [_float(f) for f in inv_freq]),
     ]
-    model = _model(program, variants, len(arguments), len(scalars))
+    model = _model(program, variants, len(arguments.rows), len(extents.rows))
     lines.append(
         f"@{model_symbol(program.abi_hash)} = constant {llvm_type('od_model')} {model}, align 8"
     )
@@ -83,7 +101,7 @@ def check(program: Program, variants: Sequence[Variant]) -> None:
 
 
 def _model(
-    program: Program, variants: Sequence[Variant], argument_count: int, scalar_count: int
+    program: Program, variants: Sequence[Variant], argument_count: int, extent_count: int
 ) -> str:
     return _value(
         "od_model",
@@ -100,7 +118,7 @@ def _model(
         variant_count=len(variants),
         launch_count=len(program.launches),
         argument_count=argument_count,
-        scalar_count=scalar_count,
+        extent_count=extent_count,
         slot_count=len(program.slots),
         rope_count=len(program.ropes),
         kv_block_bytes=program.kv.block_bytes,
@@ -109,7 +127,7 @@ def _model(
         variants="@od_variants",
         launches="@od_launches",
         arguments="@od_arguments",
-        scalars="@od_scalars",
+        extents="@od_extents",
         slots="@od_slots",
         ropes="@od_ropes",
         inv_freq="@od_inv_freq",
@@ -125,29 +143,27 @@ def _variant(number: int, variant: Variant) -> str:
     )
 
 
-def _launches(launches: Sequence[Launch]) -> list[str]:
-    values = []
-    first_argument = first_scalar = 0
-    for launch in launches:
-        values.append(
-            _value(
-                "od_launch",
-                kernel=launch.kernel,
-                first_argument=first_argument,
-                argument_count=len(launch.arguments),
-                first_scalar=first_scalar,
-                scalar_count=len(launch.scalars),
-                chunk=launch.chunk,
-                min_rows=launch.min_rows,
-                max_rows=min(launch.max_rows, INT32[-1]),
-                barrier=int(launch.barrier),
-                tasks=_extent(launch.tasks),
-                rows=_extent(launch.rows),
-            )
+def _launches(
+    launches: Sequence[Launch], arguments: Runs[Argument], extents: Runs[Extent]
+) -> list[str]:
+    """The rows of the launch table; what they refer to is placed in the other two tables."""
+    return [
+        _value(
+            "od_launch",
+            kernel=launch.kernel,
+            first_argument=arguments.place(*launch.arguments),
+            argument_count=len(launch.arguments),
+            first_scalar=extents.place(*launch.scalars),
+            scalar_count=len(launch.scalars),
+            chunk=launch.chunk,
+            min_rows=launch.min_rows,
+            max_rows=min(launch.max_rows, INT32[-1]),
+            barrier=int(launch.barrier),
+            tasks=extents.place(launch.tasks),
+            rows=extents.place(launch.rows),
         )
-        first_argument += len(launch.arguments)
-        first_scalar += len(launch.scalars)
-    return values
+        for launch in launches
+    ]
 
 
 def _ropes(program: Program) -> list[str]:

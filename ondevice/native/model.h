@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define OD_FORMAT_VERSION 1
+#define OD_FORMAT_VERSION 2
 #define OD_KV_BLOCK_TOKENS 32
 #define OD_ALIGN_BYTES 64
 #define OD_WEIGHTS_MAGIC "ODWEIGHT"
@@ -79,14 +79,14 @@ typedef struct od_launch {
     int32_t kernel;
     int32_t first_argument;
     int32_t argument_count;
-    int32_t first_scalar;
+    int32_t first_scalar; /* of the extents */
     int32_t scalar_count;
     int32_t chunk; /* tasks that a worker claims at once */
     int32_t min_rows;
     int32_t max_rows;
     int32_t barrier; /* 1: all earlier launches must have finished */
-    od_extent tasks;
-    od_extent rows;
+    int32_t tasks; /* index of an extent */
+    int32_t rows; /* index of an extent */
 } od_launch;
 
 /* Rows of cos[half_dim] then sin[half_dim]; angle = position * inv_freq in float. */
@@ -118,7 +118,7 @@ typedef struct od_model {
     int32_t variant_count;
     int32_t launch_count;
     int32_t argument_count;
-    int32_t scalar_count;
+    int32_t extent_count;
     int32_t slot_count;
     int32_t rope_count;
     int64_t kv_block_bytes; /* 32 tokens of all layers */
@@ -127,7 +127,7 @@ typedef struct od_model {
     const od_variant *variants; /* best first */
     const od_launch *launches;
     const od_argument *arguments;
-    const od_extent *scalars;
+    const od_extent *extents;
     const od_extent *slots; /* bytes of each arena slot */
     const od_rope *ropes;
     const float *inv_freq;

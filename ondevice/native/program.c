@@ -47,12 +47,17 @@ static bool argument_valid(const od_model *model, const od_argument *a) {
     }
 }
 
+/* Whether rows [first, first + count) lie in a table of `length` rows. */
+static bool inside(int32_t first, int32_t count, int32_t length) {
+    return first >= 0 && count >= 0 && first <= length && count <= length - first;
+}
+
 static bool launch_valid(const od_model *model, const od_launch *launch) {
-    bool ok = launch->kernel >= 0 && launch->kernel < model->kernel_count && launch->chunk > 0 &&
-              launch->tasks.div > 0 && launch->rows.div > 0 && launch->first_argument >= 0 &&
-              launch->first_argument + launch->argument_count <= model->argument_count &&
-              launch->first_scalar >= 0 &&
-              launch->first_scalar + launch->scalar_count <= model->scalar_count;
+    bool ok = inside(launch->kernel, 1, model->kernel_count) && launch->chunk > 0 &&
+              inside(launch->first_argument, launch->argument_count, model->argument_count) &&
+              inside(launch->first_scalar, launch->scalar_count, model->extent_count) &&
+              inside(launch->tasks, 1, model->extent_count) &&
+              inside(launch->rows, 1, model->extent_count);
     for (int32_t i = 0; ok && i < launch->argument_count; i++)
         ok = argument_valid(model, &model->arguments[launch->first_argument + i]);
     return ok;
@@ -65,9 +70,9 @@ static od_status check_model(const od_model *model, od_error *error) {
     for (int32_t i = 0; i < model->launch_count; i++)
         if (!launch_valid(model, &model->launches[i]))
             return od_fail(error, OD_MODEL, "launch %d of %s is damaged", i, model->name);
-    for (int32_t i = 0; i < model->scalar_count; i++)
-        if (model->scalars[i].div <= 0)
-            return od_fail(error, OD_MODEL, "scalar %d of %s is damaged", i, model->name);
+    for (int32_t i = 0; i < model->extent_count; i++)
+        if (model->extents[i].div <= 0)
+            return od_fail(error, OD_MODEL, "extent %d of %s is damaged", i, model->name);
     for (int32_t i = 0; i < model->slot_count; i++)
         if (model->slots[i].div <= 0)
             return od_fail(error, OD_MODEL, "arena slot %d of %s is damaged", i, model->name);
@@ -110,7 +115,7 @@ static size_t place_tables(od_program *program, uint8_t *start) {
     layout tables = {start, 0};
     program->work = take(&tables, model->launch_count, sizeof(od_work));
     program->buffers = take(&tables, model->argument_count, sizeof(void *));
-    program->scalars = take(&tables, model->scalar_count, sizeof(int32_t));
+    program->scalars = take(&tables, model->extent_count, sizeof(int32_t));
     program->slots = take(&tables, model->slot_count, sizeof(int64_t));
     program->step = take(&tables, OD_STEP_ROPE + model->rope_count, sizeof(od_region));
     return tables.bytes;
@@ -188,7 +193,7 @@ static void plan_launch(od_program *program, const od_launch *launch, int32_t ta
     for (int32_t i = 0; i < launch->scalar_count; i++) {
         int32_t at = launch->first_scalar + i;
         program->scalars[at] =
-            (int32_t)od_extent_evaluate(&model->scalars[at], &program->planned);
+            (int32_t)od_extent_evaluate(&model->extents[at], &program->planned);
     }
     od_work *work = &program->work[program->work_count++];
     work->tasks = tasks;
@@ -210,8 +215,8 @@ static void plan(od_program *program, const od_sizes *sizes) {
     bool barrier = false; /* a barrier of a launch that does not run holds for the next that does */
     for (int32_t i = 0; i < model->launch_count; i++) {
         const od_launch *launch = &model->launches[i];
-        int64_t rows = od_extent_evaluate(&launch->rows, sizes);
-        int64_t tasks = od_extent_evaluate(&launch->tasks, sizes);
+        int64_t rows = od_extent_evaluate(&model->extents[launch->rows], sizes);
+        int64_t tasks = od_extent_evaluate(&model->extents[launch->tasks], sizes);
         barrier |= launch->barrier != 0;
         if (rows < launch->min_rows || rows > launch->max_rows || tasks <= 0) continue;
         plan_launch(program, launch, (int32_t)tasks, barrier);

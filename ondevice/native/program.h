@@ -33,7 +33,7 @@ typedef struct od_program {
     od_work *work;
     int32_t work_count;
     void **buffers;   /* [argument_count] */
-    int32_t *scalars; /* [scalar_count] */
+    int32_t *scalars; /* [extent_count] */
     int64_t *slots;   /* [slot_count], offsets in the arena */
 } od_program;
 

@@ -89,16 +89,19 @@ static const od_argument arguments[] = {
     STEP(LOGITS), {OD_SPACE_ARENA, 1, 0}, STEP(LOGIT_ROWS), {OD_SPACE_WEIGHTS, 0, 0},
 };
 
-static const od_extent scalars[] = {{0, 0, 0, 1, 0, 1, 1}};
+/* The pool's blocks (a kernel's scalar), query tokens, logits, rows of logits. */
+static const od_extent extents[] = {
+    {0, 0, 0, 1, 0, 1, 1}, ROWS(1), {0, VOCAB, 0, 0, 0, 1, 1}, {0, 1, 0, 0, 0, 1, 1},
+};
 static const od_extent slots[] = {ROWS(D * 4), ROWS(D * 4)};
 
 /* The second embed never runs; its barrier must still hold for write_kv. */
 static const od_launch launches[] = {
-    {0, 0, 3, 0, 0, 5, 1, 1 << 30, 0, ROWS(1), ROWS(1)},
-    {0, 0, 3, 0, 0, 1, 1 << 30, 1 << 30, 1, ROWS(1), ROWS(1)},
-    {1, 3, 5, 0, 1, 3, 1, 1 << 30, 0, ROWS(1), ROWS(1)},
-    {2, 8, 6, 1, 0, 2, 1, 1 << 30, 1, ROWS(1), ROWS(1)},
-    {3, 14, 4, 1, 0, 16, 1, 1 << 30, 1, {0, VOCAB, 0, 0, 0, 1, 1}, {0, 1, 0, 0, 0, 1, 1}},
+    {0, 0, 3, 0, 0, 5, 1, 1 << 30, 0, 1, 1},
+    {0, 0, 3, 0, 0, 1, 1 << 30, 1 << 30, 1, 1, 1},
+    {1, 3, 5, 0, 1, 3, 1, 1 << 30, 0, 1, 1},
+    {2, 8, 6, 1, 0, 2, 1, 1 << 30, 1, 1, 1},
+    {3, 14, 4, 1, 0, 16, 1, 1 << 30, 1, 2, 3},
 };
 
 static const od_rope ropes[] = {{HALF, 0, 1.0F}};
@@ -119,7 +122,7 @@ const od_model od_model_toy = {
     .variant_count = 3,
     .launch_count = 5,
     .argument_count = 18,
-    .scalar_count = 1,
+    .extent_count = 4,
     .slot_count = 2,
     .rope_count = 1,
     .kv_block_bytes = OD_KV_BLOCK_TOKENS * D * 4,
@@ -128,7 +131,7 @@ const od_model od_model_toy = {
     .variants = variants,
     .launches = launches,
     .arguments = arguments,
-    .scalars = scalars,
+    .extents = extents,
     .slots = slots,
     .ropes = ropes,
     .inv_freq = inv_freq,

@@ -82,10 +82,17 @@ def test_shards_are_cut_between_tensors(script: ModuleType, tmp_path: Path) -> N
     assert sum(path.stat().st_size for path in found) == total + headers
 
 
-@pytest.mark.parametrize("preset", ["tinyllama-1.1b", "llama-7b"])
+PARAMETERS = {
+    "smollm2-135m": 162_826_560,  # its head of 28 million is its embedding, ours one by itself
+    "tinyllama-1.1b": 1_100_048_384,
+    "llama-7b": 6_738_415_616,
+}
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
 def test_presets_have_the_parameters_of_their_name(script: ModuleType, preset: str) -> None:
     parameters = sum(int(np.prod(size)) for _, size in script.PRESETS[preset].tensors())
-    assert parameters == {"tinyllama-1.1b": 1_100_048_384, "llama-7b": 6_738_415_616}[preset]
+    assert parameters == PARAMETERS[preset]
 
 
 def test_bfloat16_rounds_to_nearest_even(script: ModuleType) -> None:

@@ -1,0 +1,63 @@
+"""Libraries of models that people use are small: kernels are shared, tables hold each row once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ondevice import targets
+from ondevice.build import build
+from ondevice.bundle.program_text import parse_program
+from ondevice.codegen.compile import compile_kernels, link_model
+from ondevice.debug import Dump
+from ondevice.lang.text import parse_kernel
+from ondevice.recipe import load_recipe
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "random_checkpoint.py"
+MOST_BYTES = 300_000
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("random_checkpoint", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def hollow(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of SmolLM2's shapes whose weights are a hole in a file: nobody reads them."""
+    shape = script.PRESETS["smollm2-135m"]
+    folder = tmp_path_factory.mktemp("hollow")
+    (folder / "config.json").write_text(json.dumps(shape.config()))
+    tensors = list(shape.tensors())
+    header = script.header(tensors)
+    weights = sum(math.prod(size) for _, size in tensors)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + weights * script.BYTES)
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["int8_g32", "int4_g32"])
+@pytest.mark.parametrize("target", ["android-arm64"])
+def test_libmodel(target: str, scheme: str, hollow: Path, tmp_path: Path) -> None:
+    settings = [f"quant.default={scheme}"]
+    recipe = load_recipe(str(hollow), target=target, settings=settings)
+    dump = build(recipe, tmp_path / "none", Dump(tmp_path / "dump"), stop_after="schedule")
+    (table,) = dump.glob("*-program.txt")
+    program = parse_program(table.read_text())
+    texts = [(dump / "kernels" / f"{row.symbol}.kir").read_text() for row in program.kernels]
+    machine = targets.load(target)
+    variants = compile_kernels(program, [parse_kernel(text) for text in texts], machine)
+    size = len(link_model(program, variants, machine).library)
+    assert size <= MOST_BYTES
