@@ -15,7 +15,7 @@ from ondevice.bundle.program import FORMAT_VERSION, KV_BLOCK_TOKENS, Space, Step
 from ondevice.dims import SYMBOLS
 
 WEIGHTS_MAGIC = b"ODWEIGHT"
-WEIGHTS_VERSION = 1
+WEIGHTS_VERSION = 2
 WEIGHTS_DATA_START = 64  # bytes of the header; the data follows at once
 ALIGN_BYTES = 64  # of arena slots and of tensors in the data
 
@@ -74,7 +74,7 @@ STRUCTS = (
             Field("data_start", "u32", "bytes from the start of the header to the data"),
             Field("abi_hash", "u8[32]", "of the program that these weights are packed for"),
             Field("data_bytes", "u64"),
-            Field("zero", "u8[8]"),
+            Field("identity", "u8[8]", "differs where the weights' values differ"),
         ),
     ),
     Struct(
@@ -214,15 +214,16 @@ def _layout(field_type: str) -> tuple[int, int]:
     return -(-offset // widest) * widest, widest
 
 
-def pack_weights_header(abi_hash: str, data_bytes: int) -> bytes:
-    """The header of a weights file; `abi_hash` is 64 hex digits."""
+def pack_weights_header(abi_hash: str, data_bytes: int, identity: str = "0" * 16) -> bytes:
+    """The header of a weights file; `abi_hash` is 64 hex digits, `identity` 16."""
     return struct.pack(
-        "<8sII32sQ8x",
+        "<8sII32sQ8s",
         WEIGHTS_MAGIC,
         WEIGHTS_VERSION,
         WEIGHTS_DATA_START,
         bytes.fromhex(abi_hash),
         data_bytes,
+        bytes.fromhex(identity),
     )
 
 

@@ -21,14 +21,13 @@ from ondevice.bundle.descriptor import (
     WEIGHTS_DATA_START,
     WEIGHTS_MAGIC,
     WEIGHTS_VERSION,
-    pack_weights_header,
 )
 from ondevice.bundle.program import WeightEntry
 from ondevice.errors import BundleError
 from ondevice.tables import Fail, read_table, write_table
 
 MANIFEST = "manifest.json"
-BUNDLE_VERSION = 2
+BUNDLE_VERSION = 3
 CHUNK_BYTES = 4 << 20  # the weights file is hashed, and may be fetched again, in such pieces
 MANIFEST_MAX_BYTES = 64 << 20
 
@@ -74,9 +73,13 @@ class Libraries:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """The weights file: its tensors, and a hash per `chunk_bytes` of the whole file."""
+    """The weights file: its tensors, and a hash per `chunk_bytes` of the whole file.
+
+    `identity` is that of the file's header: what was computed with other weights is refused by it.
+    """
 
     path: str
+    identity: str
     size_bytes: int
     chunk_bytes: int
     chunk_sha256: tuple[str, ...]
@@ -131,20 +134,20 @@ def parse_manifest(text: str, where: str) -> Manifest:
     return manifest
 
 
-def parse_weights_header(header: bytes, where: str) -> tuple[str, int]:
-    """(abi_hash, data_bytes) of the first 64 bytes of a weights file. Raises BundleError."""
+def parse_weights_header(header: bytes, where: str) -> tuple[str, int, str]:
+    """(abi_hash, data_bytes, identity) of a weights file's first 64 bytes. Raises BundleError."""
     if len(header) < WEIGHTS_DATA_START:
         raise BundleError(f"{where} is cut off inside its header; build or fetch it again")
-    magic, version, data_start, abi, data_bytes = struct.unpack("<8sII32sQ8x", header[:64])
+    magic, version, data_start, abi, data_bytes, identity = struct.unpack(
+        "<8sII32sQ8s", header[:64]
+    )
     if magic != WEIGHTS_MAGIC:
         raise BundleError(f"{where} is not a weights file of ondevice")
     if version != WEIGHTS_VERSION or data_start != WEIGHTS_DATA_START:
         raise BundleError(
             f"{where} has weights format version {version}, this ondevice reads {WEIGHTS_VERSION}"
         )
-    if pack_weights_header(abi.hex(), data_bytes) != header[:64]:
-        raise BundleError(f"{where} has a damaged header; build or fetch it again")
-    return abi.hex(), data_bytes
+    return abi.hex(), data_bytes, identity.hex()
 
 
 def _parse_json(text: str, fail: Fail) -> Any:
@@ -181,6 +184,8 @@ def _check(manifest: Manifest, fail: Fail) -> None:
 
 
 def _check_weights(weights: WeightsInfo, fail: Fail) -> None:
+    if not re.fullmatch("[0-9a-f]{16}", weights.identity):
+        raise fail(f"weights.identity = {weights.identity!r} is not 16 hex digits")
     if weights.chunk_bytes < 1 or weights.size_bytes < WEIGHTS_DATA_START:
         raise fail("the weights' sizes make no sense")
     if len(weights.chunk_sha256) != -(-weights.size_bytes // weights.chunk_bytes):

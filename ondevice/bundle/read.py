@@ -62,7 +62,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     _check_size(bundle.weights_path, manifest.weights.size_bytes)
     with _opened(bundle.weights_path) as file:
         header = file.read(WEIGHTS_DATA_START)
-    abi_hash, data_bytes = parse_weights_header(header, str(bundle.weights_path))
+    abi_hash, data_bytes, identity = parse_weights_header(header, str(bundle.weights_path))
     if abi_hash != manifest.abi_hash:
         raise BundleError(
             f"{bundle.weights_path} is packed for program {abi_hash[:16]}, this bundle's is "
@@ -70,6 +70,10 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         )
     if data_bytes != manifest.weights.size_bytes - WEIGHTS_DATA_START:
         raise BundleError(f"{bundle.weights_path} states another size than its manifest")
+    if identity != manifest.weights.identity:
+        raise BundleError(
+            f"{bundle.weights_path} is damaged, or of another bundle; build or fetch it again"
+        )
     return bundle
 
 

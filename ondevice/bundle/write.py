@@ -125,6 +125,7 @@ class BundleWriter:
             libraries=libraries,
             weights=WeightsInfo(
                 path=WEIGHTS_PATH,
+                identity=self._weights.identity,
                 size_bytes=WEIGHTS_DATA_START + self._weights.data_bytes,
                 chunk_bytes=CHUNK_BYTES,
                 chunk_sha256=tuple(self._weights.chunk_sha256),
@@ -157,16 +158,21 @@ class BundleWriter:
 
 
 class WeightsFile:
-    """Appends to a weights file in whole chunks, hashing each one as it goes out."""
+    """Appends to a weights file in whole chunks, hashing each one as it goes out.
+
+    `identity`, known once it is complete, is a hash of these hashes and goes into the header.
+    """
 
     def __init__(self, path: Path, abi_hash: str, data_bytes: int) -> None:
         self.path = path
         self.data_bytes = data_bytes
+        self._abi_hash = abi_hash
+        self.identity = "0" * 16
         self.chunk_sha256: list[str] = []
         self._buffer = bytearray(pack_weights_header(abi_hash, data_bytes))
         self._taken = 0
         with _advice(path):
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     @property
     def offset(self) -> int:
@@ -196,6 +202,7 @@ class WeightsFile:
             raise BundleError(f"{self._taken} bytes of weights written, not {self.data_bytes}")
         self._drain(1)
         with _advice(self.path):
+            self._identify()
             os.fsync(self._file)
         self.close()
 
@@ -204,6 +211,14 @@ class WeightsFile:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _identify(self) -> None:
+        hashes = "".join(self.chunk_sha256).encode()
+        self.identity = hashlib.sha256(hashes).hexdigest()[:16]
+        header = pack_weights_header(self._abi_hash, self.data_bytes, self.identity)
+        os.pwrite(self._file, header, 0)
+        first = os.pread(self._file, CHUNK_BYTES, 0)
+        self.chunk_sha256[0] = hashlib.sha256(first).hexdigest()
 
     def _drain(self, least: int) -> None:
         """Write out whole chunks while at least `least` bytes wait."""

@@ -2,8 +2,7 @@
 #include "engine.h"
 #include "sampling.h"
 
-/* Open a free slot. */
-static od_status take_slot(od_core *engine, int32_t *slot, od_error *error) {
+od_status od_take_slot(od_core *engine, int32_t *slot, od_error *error) {
     for (*slot = 0; *slot < engine->capacity; ++*slot) {
         od_state *state = &engine->states[*slot];
         if (state->open) continue;
@@ -23,7 +22,7 @@ od_status od_conversation_open(od_engine handle, od_conversation *conversation, 
     int32_t slot = 0;
     od_status status = od_enter_engine(handle, &engine, error);
     if (status != OD_OK) return status;
-    status = take_slot(engine, &slot, error);
+    status = od_take_slot(engine, &slot, error);
     if (status == OD_OK)
         *conversation = od_handle_conversation(handle, slot, engine->states[slot].number);
     return od_leave(engine, status);
@@ -97,7 +96,7 @@ od_status od_fork(od_conversation handle, od_conversation *fork, od_error *error
     int32_t slot = 0;
     od_status status = od_enter(handle, &engine, &from, error);
     if (status != OD_OK) return status;
-    status = from->active ? refuse_busy(error) : take_slot(engine, &slot, error);
+    status = from->active ? refuse_busy(error) : od_take_slot(engine, &slot, error);
     if (status != OD_OK) return od_leave(engine, status);
     od_state *to = &engine->states[slot];
     memcpy(to->tokens, from->tokens, (size_t)from->length * sizeof(int32_t));

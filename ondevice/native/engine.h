@@ -83,6 +83,11 @@ void od_finish(od_core *engine, od_state *state, od_status status);
 /* Skip the tokens up to `needed_from` whose blocks are known. */
 void od_reuse(od_core *engine, od_state *state);
 
+/* ---- conversation.c ---- */
+
+/* Open a free slot: an empty conversation at rest. */
+od_status od_take_slot(od_core *engine, int32_t *slot, od_error *error);
+
 /* ---- handles.c: numbers outside, pointers inside ---- */
 
 od_status od_handle_new(od_core *engine, od_engine *handle, od_error *error);

@@ -71,6 +71,7 @@ const char *od_status_name(od_status status) {
         case OD_WEIGHTS: return "weights refused";
         case OD_CPU: return "CPU not supported";
         case OD_NUMERIC: return "not a number";
+        case OD_FILE: return "saved conversation refused";
         default: return "unknown status";
     }
 }

@@ -9,7 +9,7 @@
 #define OD_KV_BLOCK_TOKENS 32
 #define OD_ALIGN_BYTES 64
 #define OD_WEIGHTS_MAGIC "ODWEIGHT"
-#define OD_WEIGHTS_VERSION 1
+#define OD_WEIGHTS_VERSION 2
 
 typedef enum od_space {
     OD_SPACE_WEIGHTS = 0,
@@ -53,7 +53,7 @@ typedef struct od_weights_header {
     uint32_t data_start; /* bytes from the start of the header to the data */
     uint8_t abi_hash[32]; /* of the program that these weights are packed for */
     uint64_t data_bytes;
-    uint8_t zero[8];
+    uint8_t identity[8]; /* differs where the weights' values differ */
 } od_weights_header;
 
 /* mul * ceil((s*S + l*L + b*B + p*P + constant) / div) */

@@ -53,7 +53,8 @@ typedef enum od_status {
     OD_MODEL = -6,       /* the compiled model is of another format version, or damaged */
     OD_WEIGHTS = -7,     /* the weights file is damaged, or of another model */
     OD_CPU = -8,         /* this CPU lacks what the model was compiled for */
-    OD_NUMERIC = -9      /* the model computed logits that are not numbers */
+    OD_NUMERIC = -9,     /* the model computed logits that are not numbers */
+    OD_FILE = -10        /* a saved conversation is damaged, or of another model */
 } od_status;
 
 typedef struct od_error {
@@ -249,6 +250,20 @@ OD_API od_status od_cancel(od_conversation conversation, od_error *error);
  * follows tokens[i]. */
 OD_API od_status od_logits(od_conversation conversation, const int32_t *tokens, int32_t n,
                            float *logits, od_error *error);
+
+/* ---- conversations in files ---- */
+
+/* Write a conversation at rest to `fd`: its tokens, and what was computed for them. The file depends
+ * on the model and the tokens alone. */
+OD_API od_status od_save(od_conversation conversation, int fd, od_error *error);
+
+/* Open a conversation that holds what was saved: `length` bytes at `offset` (a multiple of 4) of
+ * the open file `fd`, which may be closed afterwards and must not be changed, for it is mapped.
+ * Fewer than 32 tokens will be computed again. Once restored, and even after the conversation has
+ * been closed, others that start with the same tokens share what was computed. OD_FILE: damaged,
+ * or saved by another build or with other weights. */
+OD_API od_status od_restore(od_engine engine, int fd, int64_t offset, int64_t length,
+                            od_conversation *conversation, od_error *error);
 
 /* ---- tokenizer: text to tokens and back ----
  *

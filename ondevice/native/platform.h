@@ -24,6 +24,11 @@ void od_release(void *memory, size_t bytes);
 const void *od_map_file(int fd, int64_t offset, int64_t length);
 void od_unmap_file(const void *data, int64_t offset, int64_t length);
 int64_t od_file_bytes(int fd); /* negative: not a file */
+/* Put a private copy of a file's bytes in the place of memory of od_reserve, read when touched;
+ * false, with nothing changed, unless everything lies on whole pages. */
+bool od_map_over(void *memory, int fd, int64_t offset, int64_t bytes);
+/* Write all of it; false where the system takes no more. */
+bool od_write(int fd, const void *data, size_t bytes);
 
 int64_t od_now_ns(void); /* monotonic */
 int32_t od_process_id(void);

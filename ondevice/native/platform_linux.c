@@ -4,10 +4,10 @@
 #include "system_call_linux.h"
 
 #if defined(__x86_64__)
-enum { SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11, SYS_SIGPROCMASK = 14,
+enum { SYS_WRITE = 1, SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11, SYS_SIGPROCMASK = 14,
        SYS_GETPID = 39, SYS_FUTEX = 202, SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
 #else
-enum { SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_GETAFFINITY = 123,
+enum { SYS_WRITE = 64, SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_GETAFFINITY = 123,
        SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
        SYS_MPROTECT = 226 };
 #endif
@@ -82,6 +82,25 @@ int64_t od_file_bytes(int fd) {
     int64_t stat[32]; /* struct stat: st_size is at byte 48 on both architectures */
     long result = system_call(SYS_FSTAT, fd, address(stat), 0, 0, 0, 0);
     return result < 0 ? result : stat[6];
+}
+
+bool od_map_over(void *memory, int fd, int64_t offset, int64_t bytes) {
+    enum { LEAST_PAGE_BYTES = 4096 }; /* the system refuses what is no multiple of its own */
+    if ((address(memory) | offset | bytes) % LEAST_PAGE_BYTES != 0) return false;
+    return map(memory, (size_t)bytes, PROT_READ_WRITE, MAP_PRIVATE | MAP_FIXED, fd, offset) >= 0;
+}
+
+bool od_write(int fd, const void *data, size_t bytes) {
+    const long interrupted = -4;
+    const uint8_t *next = data;
+    while (bytes > 0) {
+        long taken = system_call(SYS_WRITE, fd, address(next), (long)bytes, 0, 0, 0);
+        if (taken == interrupted) continue;
+        if (taken <= 0) return false;
+        next += taken;
+        bytes -= (size_t)taken;
+    }
+    return true;
 }
 
 /* ---- time, process, processors ---- */

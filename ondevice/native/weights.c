@@ -37,7 +37,8 @@ od_status od_weights_open(od_weights *weights, const od_model *model, int fd, in
         return od_fail(error, OD_MEMORY, "cannot map %lld bytes of weights", (long long)length);
     od_weights_header header; /* copied: the file may lie at any multiple of 4 */
     memcpy(&header, mapping, sizeof header);
-    *weights = (od_weights){(const uint8_t *)mapping + sizeof header, mapping, offset, length};
+    *weights = (od_weights){(const uint8_t *)mapping + sizeof header, mapping, offset, length, {0}};
+    memcpy(weights->identity, header.identity, sizeof header.identity);
     od_status status = check_header(&header, model, length, error);
     if (status != OD_OK) od_weights_close(weights);
     return status;

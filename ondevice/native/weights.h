@@ -10,6 +10,7 @@ typedef struct od_weights {
     const void *mapping;
     int64_t offset;
     int64_t length;
+    uint8_t identity[8]; /* differs where the values differ */
 } od_weights;
 
 /* Map and check: bounds, header, and that the file was packed for `model`. */

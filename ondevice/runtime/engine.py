@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -30,6 +31,7 @@ from ondevice.runtime.native import (
     model_descriptor,
 )
 from ondevice.runtime.sampling import Sampling
+from ondevice.runtime.saved import restore_conversation, save_conversation
 from ondevice.runtime.text import StreamDecoder, Tokenizer
 
 Prompt = str | Sequence[int]
@@ -73,6 +75,14 @@ class Engine:
     def conversation(self) -> Conversation:
         """A new conversation; close it, or use it in a `with` statement."""
         return Conversation(self, self._native.conversation())
+
+    def restore(self, path: str | PathLike[str]) -> Conversation:
+        """A conversation that `Conversation.save` wrote; at most 31 tokens are computed again.
+
+        The file is mapped: replace it, but never change it while the engine is open. Raises
+        RuntimeFailure where it is damaged, or of another build or other weights.
+        """
+        return Conversation(self, restore_conversation(self._native, Path(path)))
 
     def generate(
         self,
@@ -211,6 +221,14 @@ class Conversation:
     def rewind(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self._native.rewind(tokens)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the conversation, at rest, to a file that `Engine.restore` opens.
+
+        It holds all tokens, and what was computed for them. The file is complete or not there; one
+        of the same name is replaced.
+        """
+        save_conversation(self._native, Path(path))
 
     def close(self) -> None:
         """Cancel what it generates and free its KV blocks; may be called twice."""

@@ -59,6 +59,7 @@ class Status(IntEnum):
     WEIGHTS = -7
     CPU = -8
     NUMERIC = -9
+    FILE = -10
 
 
 ENDINGS = tuple(status for status in Status if status > 0)
@@ -154,6 +155,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "od_fork": [c_uint64, POINTER(c_uint64)],
     "od_conversation_stats": [c_uint64, POINTER(_Stats)],
     "od_conversation_tokens": [c_uint64, POINTER(c_int32)],
+    "od_save": [c_uint64, c_int],
+    "od_restore": [c_uint64, c_int, c_int64, c_int64, POINTER(c_uint64)],
     "od_rewind": [c_uint64, c_int32],
     "od_submit": [c_uint64, POINTER(c_int32), c_int32, POINTER(_Sampling)],
     "od_read": [c_uint64, POINTER(c_int32), c_int32, c_int32, POINTER(c_int32)],
@@ -284,6 +287,13 @@ class NativeEngine:
         self.library.call("conversation_open", self._handle, byref(handle))
         return NativeConversation(self, handle)
 
+    def restore(self, file: int) -> NativeConversation:
+        """What `save` wrote to the open file, which must stay as it is while the engine is open."""
+        handle = c_uint64()
+        length = os.fstat(file).st_size
+        self.library.call("restore", self._handle, file, 0, length, byref(handle))
+        return NativeConversation(self, handle)
+
     def close(self) -> None:
         """Join all threads and free everything; closing twice is allowed."""
         self.library.call("engine_close", self._handle, passing=(Status.CLOSED, Status.FORKED))
@@ -361,6 +371,10 @@ class NativeConversation:
     def rewind(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self._call("rewind", self._handle, tokens)
+
+    def save(self, file: int) -> None:
+        """Write it, at rest, to an open file descriptor."""
+        self._call("save", self._handle, file)
 
     def cancel(self) -> None:
         self._call("cancel", self._handle)

@@ -75,11 +75,16 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 @pytest.fixture(scope="session")
-def libondevice(tmp_path_factory: pytest.TempPathFactory) -> Library:
+def runtime_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runtime as it ships."""
     path = tmp_path_factory.mktemp("runtime") / "libondevice.so"
     path.write_bytes(compile_runtime(load("host")))
-    return Library(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def libondevice(runtime_path: Path) -> Library:
+    return Library(runtime_path)
 
 
 @pytest.fixture(scope="session")

@@ -108,10 +108,39 @@ static void *share_and_fork(void *argument) {
     return argument;
 }
 
-static void all_share_and_fork(void) {
+/* Each saves what it has, restores it while others do the same, and goes on. */
+static void *save_and_restore(void *argument) {
+    od_error error = {{0}};
+    for (int32_t round = 0; round < ROUNDS; round++) {
+        int32_t text[64], first[TURN], said[TURN];
+        od_conversation c, restored;
+        FILE *file = tmpfile();
+        memcpy(text, prompt, sizeof text);
+        text[1] = round;
+        check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
+        turn(c, text, prompt_length, first);
+        check(od_save(c, fileno(file), &error), OD_OK, "save", &error);
+        turn(c, text, 3, first);
+        check(od_conversation_close(c, &error), OD_OK, "close", &error);
+        int64_t length = lseek(fileno(file), 0, SEEK_END);
+        check(od_restore(engine, fileno(file), 0, length - 1, &restored, &error), OD_FILE,
+              "restore a part", &error);
+        check(od_restore(engine, fileno(file), 0, length, &restored, &error), OD_OK, "restore",
+              &error);
+        fclose(file);
+        turn(restored, text, 3, said);
+        if (memcmp(first, said, sizeof first) != 0) {
+            fprintf(stderr, "round %d: the restored conversation says something else\n", round);
+            exit(1);
+        }
+        check(od_conversation_close(restored, &error), OD_OK, "close", &error);
+    }
+    return argument;
+}
+
+static void all_in_threads(void *(*work)(void *)) {
     pthread_t threads[CLIENTS];
-    for (int32_t i = 0; i < CLIENTS; i++)
-        pthread_create(&threads[i], NULL, share_and_fork, NULL);
+    for (int32_t i = 0; i < CLIENTS; i++) pthread_create(&threads[i], NULL, work, NULL);
     for (int32_t i = 0; i < CLIENTS; i++) pthread_join(threads[i], NULL);
 }
 
@@ -186,7 +215,8 @@ int main(int argc, char **argv) {
     od_engine_info info;
     check(od_engine_describe(engine, &info, &error), OD_OK, "describe", &error);
     together_and_alone();
-    all_share_and_fork();
+    all_in_threads(share_and_fork);
+    all_in_threads(save_and_restore);
     cancel_and_logits(info.vocab_size);
     close_under_readers();
     return 0;

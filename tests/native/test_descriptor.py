@@ -83,10 +83,10 @@ def test_structs_of_the_binding_are_those_of_c(
 
 
 def test_weights_header_bytes() -> None:
-    header = descriptor.pack_weights_header("ab" * 32, 1000)
+    header = descriptor.pack_weights_header("ab" * 32, 1000, "cd" * 8)
     assert len(header) == descriptor.size_bytes("od_weights_header") == 64
-    expected = (b"ODWEIGHT", 1, 64, b"\xab" * 32, 1000)
-    assert struct.unpack("<8sII32sQ8x", header) == expected
+    expected = (b"ODWEIGHT", 2, 64, b"\xab" * 32, 1000, b"\xcd" * 8)
+    assert struct.unpack("<8sII32sQ8s", header) == expected
 
 
 def test_feature_mask() -> None:

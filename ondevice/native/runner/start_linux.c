@@ -6,7 +6,7 @@
 #include "system_call_linux.h"
 
 #if defined(__x86_64__)
-enum { SYS_WRITE = 1, SYS_EXIT_GROUP = 231, SYS_OPENAT = 257 };
+enum { SYS_EXIT_GROUP = 231, SYS_OPENAT = 257 };
 
 __asm__(".text\n"
         ".globl _start\n"
@@ -33,7 +33,7 @@ __asm__(".text\n"
         "    movl $60, %eax\n"
         "    syscall\n");
 #else
-enum { SYS_OPENAT = 56, SYS_WRITE = 64, SYS_EXIT_GROUP = 94 };
+enum { SYS_OPENAT = 56, SYS_EXIT_GROUP = 94 };
 
 __asm__(".text\n"
         ".globl _start\n"
@@ -94,17 +94,6 @@ int od_open_to_read(const char *path) { return (int)open_at(path, 0); }
 int od_open_to_write(const char *path) {
     enum { WRITE_ONLY = 01, CREATE = 0100, TRUNCATE = 01000 };
     return (int)open_at(path, WRITE_ONLY | CREATE | TRUNCATE);
-}
-
-int od_write(int fd, const void *data, size_t bytes) {
-    const char *next = data;
-    while (bytes > 0) {
-        long taken = system_call(SYS_WRITE, fd, (long)(uintptr_t)next, (long)bytes, 0, 0, 0);
-        if (taken <= 0) return 0;
-        next += taken;
-        bytes -= (size_t)taken;
-    }
-    return 1;
 }
 
 /* ---- memory ---- */

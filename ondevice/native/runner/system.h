@@ -10,7 +10,5 @@ int od_run(int argc, char *const *argv);
 
 int od_open_to_read(const char *path);  /* negative: it cannot be opened */
 int od_open_to_write(const char *path); /* created, or emptied */
-/* Write all of it; false where the system takes no more. */
-int od_write(int fd, const void *data, size_t bytes);
 
 #endif
