@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice import targets
+from ondevice import targets, tokenizer
 from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
 from ondevice.bundle.program import KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
+from ondevice.checkpoint.generation import end_tokens, first_token, read_sampling
 from ondevice.checkpoint.open import Checkpoint, open_checkpoint
 from ondevice.checkpoint.weights import bind
+from ondevice.codegen.cache import cached
 from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
 from ondevice.codegen.link import NATIVE, compile_runtime
 from ondevice.debug import Dump
@@ -74,7 +76,7 @@ def build(
         model = link_model(compiled.program, variants, target)
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, model, target)
-            tokenizer = _write_tokenizer(writer, checkpoint)
+            words = _write_tokenizer(writer, checkpoint, config.vocab_size)
             with writer.weights(compiled.program.abi_hash, weights.size_bytes) as file:
                 for piece in stream(weights.entries, tensors, Packers(), report):
                     file.write(piece)
@@ -86,7 +88,8 @@ def build(
                 variants=[variant.name for variant in target.cpu.variants],
                 abi_hash=compiled.program.abi_hash,
                 model=_model_info(checkpoint, config, compiled.program),
-                tokenizer=tokenizer,
+                tokenizer=words,
+                sampling=read_sampling(checkpoint),
                 libraries=names,
                 tensors=weights.entries,
             )
@@ -178,18 +181,29 @@ def _write_code(
     return libraries
 
 
-def _write_tokenizer(writer: BundleWriter, checkpoint: Checkpoint) -> TokenizerInfo:
-    """Copy tokenizer.json, and say which tokens begin and end a text."""
+def _write_tokenizer(
+    writer: BundleWriter, checkpoint: Checkpoint, vocab_size: int
+) -> TokenizerInfo:
+    """Compile tokenizer and chat template, and say which tokens begin and end a text."""
     if not checkpoint.tokenizer.is_file():
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; save the tokenizer there")
-    writer.add("tokenizer/tokenizer.json", checkpoint.tokenizer.read_bytes())
-    merged = {**checkpoint.config, **checkpoint.generation_config}
-    ends = merged.get("eos_token_id")
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    sources = checkpoint.tokenizer, checkpoint.tokenizer_config
+    compiled = tokenizer.unpack(
+        cached(
+            tokenizer.dependencies(*sources, vocab_size),
+            lambda: tokenizer.compile_tokenizer(*sources, vocab_size=vocab_size).pack(),
+        )
+    )
+    file, template = "tokenizer/tokenizer.bin", "tokenizer/template.bin"
+    writer.add(file, compiled.data)
+    if compiled.template is not None:
+        writer.add(template, compiled.template)
     return TokenizerInfo(
-        file="tokenizer/tokenizer.json",
-        bos_token_id=merged.get("bos_token_id"),
-        eos_token_ids=tuple(ends),
+        file=file,
+        chat_template=None if compiled.template is None else template,
+        bos_token_id=first_token(checkpoint),
+        eos_token_ids=tuple(dict.fromkeys((*end_tokens(checkpoint), *compiled.turn_ends))),
+        notes=compiled.notes,
     )
 
 

@@ -22,10 +22,10 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT / "tests" / "tokenizer"))
 
 from strings import unicode_strings  # noqa: E402
-from tokenizers import Tokenizer  # noqa: E402
+from tokenizers import Tokenizer as Library  # noqa: E402
 
 from ondevice.codegen.link import compile_runtime  # noqa: E402
-from ondevice.runtime.tokenizer import NativeTokenizer  # noqa: E402
+from ondevice.runtime.tokenizer import Tokenizer  # noqa: E402
 from ondevice.targets import load  # noqa: E402
 from ondevice.tokenizer import compile_tokenizer  # noqa: E402
 
@@ -44,7 +44,7 @@ def best_seconds(work: object, repeats: int = 3) -> float:
 
 
 def check_strings(
-    library: Tokenizer, native: NativeTokenizer, strings: int, seed: int
+    library: Library, native: Tokenizer, strings: int, seed: int
 ) -> tuple[int, int, int]:
     """How many strings differ in their ids, their decoded text, or their stream of pieces."""
     source = random.Random(seed)
@@ -65,8 +65,8 @@ def check(directory: Path, runtime: Path, lines: list[str], strings: int, seed: 
     """Print the row of one tokenizer; true if all is equal."""
     config = directory / "tokenizer_config.json"
     compiled = compile_tokenizer(directory / "tokenizer.json", config if config.is_file() else None)
-    native = NativeTokenizer(runtime, compiled.data, compiled.template)
-    library = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    native = Tokenizer(runtime, compiled.data, compiled.template)
+    library = Library.from_file(str(directory / "tokenizer.json"))
     library.no_truncation()
     library.no_padding()
     ids, texts, streams = check_strings(library, native, strings, seed)

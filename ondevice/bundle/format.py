@@ -6,7 +6,8 @@ NAME.bundle/
   lib/libondevice.so          the C runtime
   lib/libmodel_<abi>.so       the compiled program: one exported descriptor
   include/ondevice.h          the C API
-  tokenizer/...               what the tokenizer needs
+  tokenizer/tokenizer.bin     the tokenizer as tables
+  tokenizer/template.bin      the chat template, where it could be followed
 """
 
 from __future__ import annotations
@@ -47,11 +48,32 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """`file` is relative to the bundle."""
+    """Compiled tokenizer and chat template, as paths inside the bundle.
+
+    `chat_template` None: raw prompts only, and one of the `notes` says why. `eos_token_ids` end a
+    text or, with a chat template, an answer.
+    """
 
     file: str
+    chat_template: str | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplingInfo:
+    """How the model's makers sample from it; None where they do not say.
+
+    Used for chat where the caller names no temperature. `temperature` 0 takes the likeliest token.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,7 @@ class Manifest:
     abi_hash: str
     model: ModelInfo
     tokenizer: TokenizerInfo
+    sampling: SamplingInfo
     libraries: Libraries
     weights: WeightsInfo
     files: tuple[FileEntry, ...]
@@ -174,7 +197,10 @@ def _check(manifest: Manifest, fail: Fail) -> None:
             raise fail(f"path {path!r} is not one inside the bundle")
     if len({weights.path, MANIFEST, *paths}) != len(paths) + 2:
         raise fail("a path occurs twice")
-    for needed in (manifest.tokenizer.file, manifest.libraries.runtime, manifest.libraries.model):
+    needed_paths = [manifest.tokenizer.file, manifest.libraries.runtime, manifest.libraries.model]
+    if manifest.tokenizer.chat_template is not None:
+        needed_paths.append(manifest.tokenizer.chat_template)
+    for needed in needed_paths:
         if needed not in paths:
             raise fail(f"{needed!r} is needed but not among the files")
     for text in (manifest.abi_hash, *weights.chunk_sha256, *(f.sha256 for f in manifest.files)):

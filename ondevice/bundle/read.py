@@ -42,6 +42,11 @@ class Bundle:
         return self.path / self.manifest.tokenizer.file
 
     @property
+    def chat_template_path(self) -> Path | None:
+        name = self.manifest.tokenizer.chat_template
+        return None if name is None else self.path / name
+
+    @property
     def size_bytes(self) -> int:
         """Of all files the manifest names."""
         sizes = (entry.size_bytes for entry in self.manifest.files)

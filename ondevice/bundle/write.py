@@ -27,6 +27,7 @@ from ondevice.bundle.format import (
     Libraries,
     Manifest,
     ModelInfo,
+    SamplingInfo,
     TokenizerInfo,
     WeightsInfo,
     print_manifest,
@@ -107,6 +108,7 @@ class BundleWriter:
         abi_hash: str,
         model: ModelInfo,
         tokenizer: TokenizerInfo,
+        sampling: SamplingInfo,
         libraries: Libraries,
         tensors: Sequence[WeightEntry],
     ) -> Path:
@@ -122,6 +124,7 @@ class BundleWriter:
             abi_hash=abi_hash,
             model=model,
             tokenizer=tokenizer,
+            sampling=sampling,
             libraries=libraries,
             weights=WeightsInfo(
                 path=WEIGHTS_PATH,

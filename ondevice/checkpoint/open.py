@@ -36,6 +36,12 @@ class Checkpoint:
         """Where tokenizer.json lies (or should)."""
         return self.path / "tokenizer.json"
 
+    @property
+    def tokenizer_config(self) -> Path | None:
+        """tokenizer_config.json, None where there is none."""
+        file = self.path / "tokenizer_config.json"
+        return file if file.is_file() else None
+
     def close(self) -> None:
         close_files(self.tensors.values())
 

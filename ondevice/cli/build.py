@@ -53,6 +53,7 @@ def build(
     recipe = load_recipe(model, model=checkpoint, target=target, settings=settings or ())
 
     from ondevice.build import build as compile_model  # imports the compiler: a good half second
+    from ondevice.bundle.read import open_bundle
     from ondevice.quant.report import QuantReport
 
     place = out or Path(f"{recipe.name}.bundle")
@@ -61,6 +62,8 @@ def build(
     built = compile_model(recipe, place, sink, stop_after, figures)
     if stop_after is None:
         print(figures.summary(), file=sys.stderr)
+        for note in open_bundle(built).manifest.tokenizer.notes:
+            print(note, file=sys.stderr)
     if report is not None:
         figures.write(report)
     print(built)

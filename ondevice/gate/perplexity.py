@@ -23,7 +23,7 @@ from ondevice.bundle.program import KV_BLOCK_TOKENS
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.runtime.engine import Conversation, Engine
-from ondevice.runtime.text import Tokenizer
+from ondevice.runtime.tokenizer import Tokenizer
 
 Score = Literal["half", "all"]
 DEFAULT_CONTEXT_TOKENS = 1024

@@ -32,7 +32,7 @@ from ondevice.runtime.native import (
 )
 from ondevice.runtime.sampling import Sampling
 from ondevice.runtime.saved import restore_conversation, save_conversation
-from ondevice.runtime.text import StreamDecoder, Tokenizer
+from ondevice.runtime.tokenizer import open_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -55,10 +55,10 @@ class Engine:
         variant: str | None = None,
     ) -> None:
         self.bundle: Bundle = open_bundle(path)
-        self.tokenizer = Tokenizer(self.bundle.tokenizer_path)
+        library = debug.runtime_library() or self.bundle.libondevice
         abi_hash = self.bundle.manifest.abi_hash
         self._native = NativeEngine(
-            Library(debug.runtime_library() or self.bundle.libondevice),
+            Library(library),
             model_descriptor(self.bundle.libmodel, model_symbol(abi_hash)),
             self.bundle.weights_path,
             threads=debug.threads() if threads is None else threads,
@@ -66,6 +66,7 @@ class Engine:
             kv_blocks=kv_blocks,
             variant=variant,
         )
+        self.tokenizer = open_tokenizer(self.bundle, library)
 
     @property
     def info(self) -> EngineInfo:
@@ -114,6 +115,7 @@ class Engine:
     def close(self) -> None:
         """Stop all generation, join the threads and free the memory; may be called twice."""
         self._native.close()
+        self.tokenizer.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -161,11 +163,11 @@ class Conversation:
     ) -> Iterator[str]:
         """Like `generate_tokens`, as text; a piece never ends inside a character."""
         tokens = self._encode(prompt)
-        decoder = StreamDecoder(self._engine.tokenizer, tokens)
+        stream = self._engine.tokenizer.stream(continues=self.length + len(tokens) > 0)
         for token in self.generate_tokens(tokens, max_tokens, temperature, seed):
-            if piece := decoder.add(token):
+            if piece := stream.add(token):
                 yield piece
-        if piece := decoder.finish():
+        if piece := stream.finish():
             yield piece
 
     def generate_tokens(

@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ondevice.errors import RuntimeFailure
+from ondevice.bundle.read import Bundle
+from ondevice.errors import BundleError, RuntimeFailure
 from ondevice.runtime.native import Status
 
 _ENCODE_SPECIAL, _ENCODE_CONTENT, _SKIP_SPECIAL, _CONTINUES = 1, 2, 4, 8
@@ -72,7 +73,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 Message = Mapping[str, str]
 
 
-class NativeTokenizer:
+class Tokenizer:
     """A compiled tokenizer (`data`, kept) and chat template in the C library at `library`.
 
     Raises RuntimeFailure, with the runtime's words.
@@ -100,33 +101,30 @@ class NativeTokenizer:
         if status is not Status.OK:
             raise RuntimeFailure(error.text.decode(errors="replace"), int(status))
 
-    def encode(self, text: str, *, special: bool = True, content: bool = False) -> list[int]:
-        """Tokens of `text`.
-
-        `special` adds what the model expects around a text, such as its first token; `content`
-        takes control tokens in a text that a user has typed for plain text.
-        """
-        return self.encode_bytes(_utf8(text), special=special, content=content)
-
-    def encode_bytes(
-        self, data: bytes, *, special: bool = True, content: bool = False
+    def encode(
+        self, text: str | bytes, *, add_special_tokens: bool = True, content: bool = False
     ) -> list[int]:
-        """The same for UTF-8."""
-        flags = _ENCODE_SPECIAL * special | _ENCODE_CONTENT * content
+        """Tokens of `text`, which may also be given as UTF-8.
+
+        `add_special_tokens` adds what the model expects around a whole text, such as its first
+        token; `content` takes control tokens in a text that a user has typed for plain text.
+        """
+        data = text if isinstance(text, bytes) else _utf8(text)
+        flags = _ENCODE_SPECIAL * add_special_tokens | _ENCODE_CONTENT * content
         return self._tokens("encode", self.handle, data, len(data), flags, guess=len(data) + 16)
 
     def decode(
-        self, tokens: Sequence[int], *, skip_special: bool = True, continues: bool = False
+        self, tokens: Sequence[int], *, skip_special_tokens: bool = True, continues: bool = False
     ) -> str:
         """Text of `tokens`; `continues`: text stands before, so a leading space is kept."""
-        flags = _SKIP_SPECIAL * skip_special | _CONTINUES * continues
+        flags = _SKIP_SPECIAL * skip_special_tokens | _CONTINUES * continues
         array = _token_array(tokens)
         arguments = self.handle, array, len(tokens), flags
         return self._text("decode", *arguments, guess=8 * len(tokens) + 16)
 
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> TextStream:
+    def stream(self, *, skip_special_tokens: bool = True, continues: bool = False) -> TextStream:
         """A decoder of tokens as they come."""
-        return TextStream(self, _SKIP_SPECIAL * skip_special | _CONTINUES * continues)
+        return TextStream(self, _SKIP_SPECIAL * skip_special_tokens | _CONTINUES * continues)
 
     def chat_text(
         self,
@@ -202,10 +200,20 @@ class NativeTokenizer:
             guess = count.value
 
 
+def open_tokenizer(bundle: Bundle, library: Path) -> Tokenizer:
+    """The tokenizer and chat template of a bundle. Raises BundleError, RuntimeFailure."""
+    template = bundle.chat_template_path
+    try:
+        data = bundle.tokenizer_path.read_bytes()
+        return Tokenizer(library, data, None if template is None else template.read_bytes())
+    except OSError as error:
+        raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
 class TextStream:
     """Text of tokens as they come; a piece never ends inside a character."""
 
-    def __init__(self, tokenizer: NativeTokenizer, flags: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, flags: int) -> None:
         self._tokenizer = tokenizer
         self._state = _Stream()
         self._room = ctypes.create_string_buffer(tokenizer.piece_bytes)

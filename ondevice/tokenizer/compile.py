@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ondevice.errors import CheckpointError
 from ondevice.tokenizer import layout
 from ondevice.tokenizer.added import AddedToken, pack_added, read_added
 from ondevice.tokenizer.charsets import CODE_POINTS, paged, probe_space_and_word
+from ondevice.tokenizer.compiled import CompiledTokenizer
 from ondevice.tokenizer.components import (
     BEHAVIORS,
     Compose,
@@ -40,18 +40,6 @@ from ondevice.tokenizer.model import Model, read_model
 from ondevice.tokenizer.template import compile_template
 
 
-@dataclass(frozen=True)
-class CompiledTokenizer:
-    """`data` is tokenizer.bin; `template` the chat template, None: raw prompts only.
-
-    `notes` are sentences for the build's report, such as why there is no template.
-    """
-
-    data: bytes
-    template: bytes | None
-    notes: tuple[str, ...]
-
-
 def compile_tokenizer(
     tokenizer_json: Path, tokenizer_config: Path | None = None, *, vocab_size: int = 0
 ) -> CompiledTokenizer:
@@ -68,8 +56,9 @@ def compile_tokenizer(
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"cannot read the tokenizer {tokenizer_json}: {error}") from error
     file = json.loads(text)
-    template, template_source, notes = compile_template(config, tokenizer_json.parent)
-    added = read_added(library, config, template_source)
+    chat = compile_template(config, tokenizer_json.parent)
+    template, notes = chat.data, list(chat.notes)
+    added = read_added(library, config, chat.source)
     normalizers = read_normalizers(file.get("normalizer"))
     if template is not None and normalizers and any(t.control and t.normalized for t in added):
         template = None
@@ -80,7 +69,17 @@ def compile_tokenizer(
     if file.get("truncation") or file.get("padding"):
         notes.append("truncation and padding of tokenizer.json are not applied")
     writer = _Writer(file, library, added, normalizers, vocab_size)
-    return CompiledTokenizer(writer.data(), template, tuple(notes))
+    return CompiledTokenizer(
+        writer.data(), template, turn_ends(chat.after_answer, added), tuple(notes)
+    )
+
+
+def turn_ends(after_answer: Iterable[str], added: Iterable[AddedToken]) -> tuple[int, ...]:
+    """The control tokens that come first, but for white space, after an assistant's message."""
+    controls = sorted((t for t in added if t.control), key=lambda t: -len(t.content))
+    texts = [text.lstrip() for text in after_answer]
+    found = (next((t.id for t in controls if text.startswith(t.content)), None) for text in texts)
+    return tuple(sorted({token for token in found if token is not None}))
 
 
 def byte_characters() -> list[str]:

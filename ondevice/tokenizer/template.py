@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ondevice.tokenizer.compiled import TEMPLATE_FILE
 from ondevice.tokenizer.components import TokenizerError
 from ondevice.tokenizer.jinja import ChatTemplate, Message
 from ondevice.tokenizer.template_file import pack_table
@@ -43,24 +44,35 @@ _CONFLICTS = 8  # at most
 _ROLE_SETS = (ROLES, ROLES[:3], ("user", "assistant", "tool"), ("user", "assistant"))
 
 
-def compile_template(
-    config: Mapping[str, Any], directory: Path
-) -> tuple[bytes | None, str, list[str]]:
-    """(the compiled template or None, its source, notes for the build's report)."""
+@dataclass(frozen=True)
+class CompiledTemplate:
+    """`data` is None where the template cannot be followed; `source` is its Jinja, "" for none.
+
+    `after_answer` is what may follow an assistant's message; `notes` are for the build's report.
+    """
+
+    data: bytes | None
+    source: str
+    after_answer: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compile_template(config: Mapping[str, Any], directory: Path) -> CompiledTemplate:
+    """Compile the template of a tokenizer_config.json in `directory`, or of the file beside it."""
     source = _source(config, directory)
     if not source:
-        return None, "", ["no chat template: the checkpoint has none"]
+        return CompiledTemplate(None, "", (), ("no chat template: the checkpoint has none",))
     special = {key: _text(config[key]) for key in _SPECIAL if config.get(key)}
     try:
         table, notes = reduce_template(ChatTemplate(source, special))
-        return pack_table(table), source, notes
+        return CompiledTemplate(pack_table(table), source, table.after_answer(), tuple(notes))
     except TokenizerError as error:
-        return None, source, [f"no chat template: {error}"]
+        return CompiledTemplate(None, source, (), (f"no chat template: {error}",))
 
 
 def _source(config: Mapping[str, Any], directory: Path) -> str:
     """The template of the configuration, or of the file that newer checkpoints have beside it."""
-    file = directory / "chat_template.jinja"
+    file = directory / TEMPLATE_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = config.get("chat_template") or ""

@@ -117,6 +117,12 @@ class Table:
     def roles(self) -> set[str]:
         return {place.role for place in self.rows}
 
+    def after_answer(self) -> tuple[str, ...]:
+        """The texts that may follow an assistant's message, whatever comes next."""
+        texts = {row.before for place, row in self.rows.items() if place.previous == "assistant"}
+        texts |= {text for ending, text in self.endings.items() if ending.role == "assistant"}
+        return tuple(sorted(texts))
+
     def render(
         self,
         messages: Sequence[Mapping[str, str]],

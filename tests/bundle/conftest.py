@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ondevice.bundle.descriptor import model_symbol
-from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
+from ondevice.bundle.format import Libraries, ModelInfo, SamplingInfo, TokenizerInfo
 from ondevice.bundle.program import WeightEntry
 from ondevice.bundle.write import BundleWriter
 
@@ -23,7 +23,8 @@ def finish(writer: BundleWriter, weights: bytes) -> Path:
         variants=("avx2",),
         abi_hash=ABI,
         model=ModelInfo("LlamaForCausalLM", 512, 128, 64, 64, 5, "f32"),
-        tokenizer=TokenizerInfo("tokenizer/tokenizer.json", 1, (2,)),
+        tokenizer=TokenizerInfo("tokenizer/tokenizer.bin", "tokenizer/template.bin", 1, (2,)),
+        sampling=SamplingInfo(0.7, top_k=20, top_p=0.9),
         libraries=Libraries("lib/libondevice.so", MODEL_LIBRARY),
         tensors=(WeightEntry("embed", "f32", (len(weights) // 4,), "rows", 0, len(weights)),),
     )
@@ -33,7 +34,8 @@ def write_files(writer: BundleWriter, weights: bytes) -> None:
     writer.add("lib/libondevice.so", b"runtime")
     writer.add(MODEL_LIBRARY, b"\0" + model_symbol(ABI).encode() + b"\0")
     writer.add("include/ondevice.h", b"/* the C API */\n")
-    writer.add("tokenizer/tokenizer.json", b"{}")
+    writer.add("tokenizer/tokenizer.bin", b"tables")
+    writer.add("tokenizer/template.bin", b"segments")
     with writer.weights(ABI, len(weights)) as file:
         file.write(weights)
 

@@ -24,7 +24,8 @@ def test_an_opened_bundle_names_its_parts(bundle: Path) -> None:
     assert opened.weights_path == bundle / "weights.bin"
     assert opened.libondevice == bundle / "lib/libondevice.so"
     assert opened.libmodel.parent == bundle / "lib"
-    assert opened.tokenizer_path.read_bytes() == b"{}"
+    assert opened.tokenizer_path.read_bytes() == b"tables"
+    assert opened.chat_template_path == bundle / "tokenizer/template.bin"
     require_whole(bundle)
 
 
@@ -40,7 +41,7 @@ def test_what_is_no_bundle(bundle: Path, path: str) -> None:
         open_bundle(bundle.parent / path)
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "lib/libondevice.so", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["weights.bin", "lib/libondevice.so", "tokenizer/tokenizer.bin"])
 def test_missing_and_truncated_files(bundle: Path, name: str) -> None:
     path = bundle / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -105,6 +106,8 @@ def changed(manifest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("files/0/path", "lib/./x", "not one inside the bundle"),
         ("files/0/path", "weights.bin", "occurs twice"),
         ("tokenizer/file", "tokenizer.model", "needed but not among"),
+        ("tokenizer/chat_template", "template.jinja", "needed but not among"),
+        ("sampling/temperature", "hot", "sampling.temperature = 'hot' must be a number"),
         ("weights/chunk_sha256", [], "chunk hashes do not match"),
         ("weights/tensors/0/size_bytes", 999, "ends behind"),
         ("weights/tensors/0/offset", -1, "negative"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.gate.perplexity import (
     Score,
@@ -18,14 +19,15 @@ from ondevice.gate.perplexity import (
     windows,
 )
 from ondevice.runtime.engine import Conversation
-from ondevice.runtime.text import Tokenizer
+from ondevice.runtime.tokenizer import Tokenizer, open_tokenizer
 
 CONTEXT = 100  # no multiple of a KV block, halves no multiple of 64
 
 
 @pytest.fixture
 def tokenizer(stories: Path) -> Tokenizer:
-    return Tokenizer(stories / "tokenizer" / "tokenizer.json")
+    bundle = open_bundle(stories)
+    return open_tokenizer(bundle, bundle.libondevice)
 
 
 def reference(tokens: list[int], first_scored: int) -> list[float]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Library
 
 from ondevice.codegen.link import compile_runtime
-from ondevice.runtime.tokenizer import NativeTokenizer
+from ondevice.runtime.tokenizer import Tokenizer
 from ondevice.targets import load
 from ondevice.tokenizer import compile_tokenizer
 
@@ -29,8 +29,8 @@ def checkpoints() -> dict[str, Path]:
 class Pair:
     """The original and ours."""
 
-    library: Tokenizer
-    native: NativeTokenizer
+    library: Library
+    native: Tokenizer
     notes: tuple[str, ...]
     data: bytes
     template: bytes | None
@@ -54,8 +54,8 @@ def open_pair(runtime: Path) -> Callable[[Path], Pair]:
             compiled = compile_tokenizer(
                 directory / "tokenizer.json", config if config.is_file() else None
             )
-            native = NativeTokenizer(runtime, compiled.data, compiled.template)
-            library = Tokenizer.from_file(str(directory / "tokenizer.json"))
+            native = Tokenizer(runtime, compiled.data, compiled.template)
+            library = Library.from_file(str(directory / "tokenizer.json"))
             pair = Pair(library, native, compiled.notes, compiled.data, compiled.template)
             known[directory] = pair
         return known[directory]

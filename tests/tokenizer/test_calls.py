@@ -12,7 +12,7 @@ import pytest
 
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.native import Status
-from ondevice.runtime.tokenizer import NativeTokenizer
+from ondevice.runtime.tokenizer import Tokenizer
 from ondevice.tokenizer.automaton import build_automaton
 from ondevice.tokenizer.charsets import CODE_POINTS, probe_pattern
 from ondevice.tokenizer.components import GPT2_PATTERN
@@ -39,13 +39,13 @@ def story(open_pair: Callable[[Path], Pair]) -> Pair:
 )
 def test_invalid_utf8(story: Pair, data: bytes, place: int) -> None:
     with pytest.raises(RuntimeFailure, match=f"no UTF-8: its byte {place} ") as error:
-        story.native.encode_bytes(data)
+        story.native.encode(data)
     assert error.value.status == Status.INVALID
 
 
 def test_empty_text(story: Pair) -> None:
     assert story.native.encode("") == story.library.encode("").ids == [1]
-    assert story.native.encode("", special=False) == []
+    assert story.native.encode("", add_special_tokens=False) == []
     assert story.native.decode([]) == ""
 
 
@@ -70,7 +70,7 @@ def test_a_prompt_of_a_megabyte(story: Pair) -> None:
 
 
 def test_use_after_close(runtime: Path, story: Pair) -> None:
-    native = NativeTokenizer(runtime, story.data)
+    native = Tokenizer(runtime, story.data)
     handle, stream = native.handle, native.stream()
     native.close()
     native.close()
@@ -79,7 +79,7 @@ def test_use_after_close(runtime: Path, story: Pair) -> None:
         with pytest.raises(RuntimeFailure, match="the tokenizer has been closed") as error:
             call()
         assert error.value.status == Status.CLOSED
-    other = NativeTokenizer(runtime, story.data)  # takes the slot
+    other = Tokenizer(runtime, story.data)  # takes the slot
     with pytest.raises(RuntimeFailure, match="closed"):
         native.encode("a")
     assert other.encode("a") == story.native.encode("a")
@@ -96,13 +96,13 @@ def test_damaged_files(runtime: Path, story: Pair) -> None:
         (data[:24] + b"\xff\xff\xff\x7f" + data[28:], "damaged: another number of tokens"),
     ):
         with pytest.raises(RuntimeFailure, match=words) as error:
-            NativeTokenizer(runtime, bad)
+            Tokenizer(runtime, bad)
         assert error.value.status == Status.MODEL
 
 
 def test_data_at_any_address(runtime: Path, story: Pair) -> None:
     shifted = np.frombuffer(b"\0" * 3 + story.data, np.uint8)[3:]
-    native = NativeTokenizer(runtime, story.data)
+    native = Tokenizer(runtime, story.data)
     native.close()
     native.call("tokenizer_open", shifted.ctypes.data, len(shifted), native.handle)
     assert native.encode("Once upon") == story.native.encode("Once upon")
@@ -137,7 +137,7 @@ def test_a_child_process_may_go_on(story: Pair) -> None:
 
 
 def test_a_stream_shows_whole_characters_at_once(story: Pair) -> None:
-    tokens = story.native.encode("a\U0001f600 b", special=False)
+    tokens = story.native.encode("a\U0001f600 b", add_special_tokens=False)
     stream = story.native.stream(continues=True)
     pieces = [stream.add(t) for t in tokens]
     assert "".join([*pieces, stream.finish()]) == " a\U0001f600 b"

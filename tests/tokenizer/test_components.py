@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Library
 
 from ondevice.errors import CheckpointError
-from ondevice.runtime.tokenizer import NativeTokenizer
-from ondevice.tokenizer import TokenizerError, compile_tokenizer
+from ondevice.runtime.tokenizer import Tokenizer
+from ondevice.tokenizer import (
+    CompiledTokenizer,
+    TokenizerError,
+    compile_tokenizer,
+    dependencies,
+    unpack,
+)
 from ondevice.tokenizer.compile import byte_characters
 
 from .conftest import BUNDLED, Pair
@@ -231,8 +237,8 @@ def compile_pair(tmp_path: Path, runtime: Path) -> Callable[[dict[str, Any]], Pa
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps(file), encoding="utf-8")
         compiled = compile_tokenizer(path)
-        native = NativeTokenizer(runtime, compiled.data)
-        library = Tokenizer.from_file(str(path))
+        native = Tokenizer(runtime, compiled.data)
+        library = Library.from_file(str(path))
         return Pair(library, native, compiled.notes, compiled.data, None)
 
     return compile_file
@@ -253,7 +259,7 @@ def test_equals_the_library(name: str, compile_pair: Callable[[dict[str, Any]], 
         tokens = pair.library.encode(text).ids
         assert pair.native.encode(text) == tokens, repr(text)
         decoded = pair.library.decode(tokens, skip_special_tokens=False)
-        assert pair.native.decode(tokens, skip_special=False) == decoded
+        assert pair.native.decode(tokens, skip_special_tokens=False) == decoded
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -306,6 +312,22 @@ def test_truncation_is_noted_and_not_applied(
 def test_tokens_of_the_model_beyond_the_tokenizer(tmp_path: Path, runtime: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(BYTES), encoding="utf-8")
-    native = NativeTokenizer(runtime, compile_tokenizer(path, vocab_size=400).data)
+    native = Tokenizer(runtime, compile_tokenizer(path, vocab_size=400).data)
     assert native.vocab_size == 400
     assert native.decode([64, 399, 65]) == native.decode([64, 65])
+
+
+@pytest.mark.parametrize("template", [None, b"", b"segments"])
+def test_a_compiled_tokenizer_is_kept_as_bytes(template: bytes | None) -> None:
+    compiled = CompiledTokenizer(b"tables", template, (2, 7), ("a note",))
+    assert unpack(compiled.pack()) == compiled
+
+
+def test_what_the_bytes_depend_on(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    keys = [dependencies(file, None, 100), dependencies(file, None, 101)]
+    (tmp_path / "chat_template.jinja").write_text("x")
+    keys.append(dependencies(file, None, 100))
+    keys.append(dependencies(file, file, 100))
+    assert all(a != b for i, a in enumerate(keys) for b in keys[:i])

@@ -36,7 +36,7 @@ def test_generated_unicode(pair: Pair) -> None:
     for text in unicode_strings(1, STRINGS):
         assert pair.native.encode(text) == pair.library.encode(text).ids, repr(text)
         ids = pair.library.encode(text, add_special_tokens=False).ids
-        assert pair.native.encode(text, special=False) == ids, repr(text)
+        assert pair.native.encode(text, add_special_tokens=False) == ids, repr(text)
 
 
 def test_decode_of_encoded_and_of_random_tokens(pair: Pair) -> None:
@@ -49,7 +49,7 @@ def test_decode_of_encoded_and_of_random_tokens(pair: Pair) -> None:
         for tokens in (encoded, drawn, few):
             for skip in (False, True):
                 expected = pair.library.decode(tokens, skip_special_tokens=skip)
-                assert pair.native.decode(tokens, skip_special=skip) == expected, tokens
+                assert pair.native.decode(tokens, skip_special_tokens=skip) == expected, tokens
 
 
 def test_pieces_of_a_stream_join_to_the_whole(pair: Pair) -> None:
@@ -59,13 +59,13 @@ def test_pieces_of_a_stream_join_to_the_whole(pair: Pair) -> None:
         tokens += [source.randrange(pair.native.vocab_size) for _ in range(source.randrange(6))]
         tokens += [source.randrange(min(pair.native.vocab_size, 260)) for _ in range(6)]
         for skip in (False, True):
-            stream = pair.native.stream(skip_special=skip)
+            stream = pair.native.stream(skip_special_tokens=skip)
             pieces = [stream.add(t) for t in tokens] + [stream.finish()]  # each is valid UTF-8
-            assert "".join(pieces) == pair.native.decode(tokens, skip_special=skip)
+            assert "".join(pieces) == pair.native.decode(tokens, skip_special_tokens=skip)
 
 
 def test_a_text_that_continues_keeps_its_leading_space(pair: Pair) -> None:
-    tokens = pair.native.encode("Once upon a time", special=False)
+    tokens = pair.native.encode("Once upon a time", add_special_tokens=False)
     stream = pair.native.stream(continues=True)
     shown = "".join([stream.add(t) for t in tokens] + [stream.finish()])
     assert shown.lstrip(" ") == "Once upon a time"
@@ -79,7 +79,7 @@ def test_typed_control_tokens_stay_text(pair: Pair) -> None:
     try:
         for token in special.values():
             text = f"say {token.content} and{token.content}{token.content[:-1]}"
-            ours = pair.native.encode(text, special=False, content=True)
+            ours = pair.native.encode(text, add_special_tokens=False, content=True)
             assert not control & set(ours)
             if all(t.special or t.content not in text for t in special.values()):
                 theirs = pair.library.encode(text, add_special_tokens=False).ids

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.tokenizer import NativeTokenizer
+from ondevice.runtime.tokenizer import Tokenizer
 from ondevice.tokenizer import TokenizerError
+from ondevice.tokenizer.added import AddedToken
+from ondevice.tokenizer.compile import turn_ends
 from ondevice.tokenizer.template import (
     ChatTemplate,
     compile_template,
@@ -32,11 +34,9 @@ CHAT = [name for name in ("smollm2", "phi-3", "qwen3") if name in checkpoints()]
 
 
 @pytest.fixture
-def open_template(
-    runtime: Path, open_pair: Callable[[Path], Pair]
-) -> Callable[[bytes], NativeTokenizer]:
+def open_template(runtime: Path, open_pair: Callable[[Path], Pair]) -> Callable[[bytes], Tokenizer]:
     data = open_pair(BUNDLED).data
-    return lambda template: NativeTokenizer(runtime, data, template)
+    return lambda template: Tokenizer(runtime, data, template)
 
 
 def template_of(name: str) -> ChatTemplate:
@@ -46,7 +46,7 @@ def template_of(name: str) -> ChatTemplate:
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, *CHAT])
-def test_equals_jinja(name: str, open_template: Callable[[bytes], NativeTokenizer]) -> None:
+def test_equals_jinja(name: str, open_template: Callable[[bytes], Tokenizer]) -> None:
     template = template_of(name)
     table, _ = reduce_template(template)
     native = open_template(pack_table(table))
@@ -70,8 +70,9 @@ def test_equals_jinja(name: str, open_template: Callable[[bytes], NativeTokenize
 @pytest.mark.parametrize("name", REFUSED)
 def test_names_what_it_cannot_follow(name: str) -> None:
     source, words = REFUSED[name]
-    template, _, notes = compile_template({"chat_template": source}, Path("nowhere"))
-    assert template is None
+    compiled = compile_template({"chat_template": source}, Path("nowhere"))
+    notes = compiled.notes
+    assert compiled.data is None
     assert notes[0].startswith("no chat template: ") and words in notes[0]
 
 
@@ -125,11 +126,11 @@ def test_a_user_cannot_write_control_tokens(name: str, open_pair: Callable[[Path
     tokens = pair.native.chat_tokens([{"role": "user", "content": typed}])
     control = {i for i, t in pair.library.get_added_tokens_decoder().items() if t.special}
     assert [t for t in tokens if t in control] == [t for t in plain if t in control]
-    assert typed in pair.native.decode(tokens, skip_special=False)
+    assert typed in pair.native.decode(tokens, skip_special_tokens=False)
     assert system
 
 
-def test_dates(open_template: Callable[[bytes], NativeTokenizer]) -> None:
+def test_dates(open_template: Callable[[bytes], Tokenizer]) -> None:
     form = "%A %a %B %b %d %j %H:%M:%S %m %y %Y %%"
     source = "{{ strftime_now('" + form + "') }}{% for m in messages %}{{ m.content }}{% endfor %}"
     table, _ = reduce_template(ChatTemplate(source, {}))
@@ -142,7 +143,7 @@ def test_dates(open_template: Callable[[bytes], NativeTokenizer]) -> None:
         assert text == now.strftime(form)
 
 
-def test_strip_is_pythons(open_template: Callable[[bytes], NativeTokenizer]) -> None:
+def test_strip_is_pythons(open_template: Callable[[bytes], Tokenizer]) -> None:
     source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     native = open_template(pack_table(reduce_template(ChatTemplate(source, {}))[0]))
     for code in [*range(0x3100), 0xFEFF, 0x1F600]:
@@ -151,7 +152,7 @@ def test_strip_is_pythons(open_template: Callable[[bytes], NativeTokenizer]) -> 
         assert text == f"[{Strip(3).apply(content)}]", hex(code)
 
 
-def test_bad_conversations(open_template: Callable[[bytes], NativeTokenizer]) -> None:
+def test_bad_conversations(open_template: Callable[[bytes], Tokenizer]) -> None:
     table, _ = reduce_template(ChatTemplate(*TEMPLATES["gemma"]))
     data = pack_table(table)
     native = open_template(data)
@@ -177,14 +178,34 @@ def test_bad_conversations(open_template: Callable[[bytes], NativeTokenizer]) ->
 
 def test_the_template_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(TEMPLATES["chatml"][0], encoding="utf-8")
-    template, source, notes = compile_template({"chat_template": "{{ broken"}, tmp_path)
-    assert template is not None and source == TEMPLATES["chatml"][0] and notes == []
+    compiled = compile_template({"chat_template": "{{ broken"}, tmp_path)
+    assert compiled.data is not None and compiled.source == TEMPLATES["chatml"][0]
+    assert compiled.notes == ()
     named = [{"name": "default", "template": "{{ broken"}]
-    assert compile_template({"chat_template": named}, Path("nowhere"))[0] is None
-    assert compile_template({}, Path("nowhere"))[2] == ["no chat template: the checkpoint has none"]
+    assert compile_template({"chat_template": named}, Path("nowhere")).data is None
+    missing = compile_template({}, Path("nowhere"))
+    assert missing.notes == ("no chat template: the checkpoint has none",)
 
 
 def test_templates_run_in_a_sandbox() -> None:
     source = "{% for m in messages %}{{ ''.__class__.__mro__ }}{{ m.content }}{% endfor %}"
     with pytest.raises(TokenizerError, match="renders no conversation"):
         reduce_template(ChatTemplate(source, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("chatml", "<|im_end|>"),
+        ("llama-2", "</s>"),
+        ("llama-3", "<|eot_id|>"),
+        ("gemma", "<end_of_turn>"),
+    ],
+)
+def test_an_answer_ends_with_the_token_behind_it(name: str, end: str) -> None:
+    names = ("x", "<|im_start|>", "<s>", "</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<e")
+    plain = (False,) * 5
+    tokens = [AddedToken(i, text, *plain, control=text != "x") for i, text in enumerate(names)]
+    table, _ = reduce_template(ChatTemplate(*TEMPLATES[name]))
+    assert turn_ends(table.after_answer(), tokens) == (names.index(end),)
+    assert turn_ends(("\n x</s>", "plain", ""), tokens) == ()
