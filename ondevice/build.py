@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import llvmlite
+import numpy
 
 from ondevice import targets, tokenizer
 from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
@@ -17,7 +21,7 @@ from ondevice.checkpoint.open import Checkpoint, open_checkpoint
 from ondevice.checkpoint.weights import bind
 from ondevice.codegen.cache import cached
 from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
-from ondevice.codegen.link import NATIVE, compile_runtime
+from ondevice.codegen.link import NATIVE, compile_runtime, runtime_sources
 from ondevice.debug import Dump
 from ondevice.dtypes import DTYPES, DType
 from ondevice.errors import CheckpointError, RecipeError, nearest
@@ -30,9 +34,11 @@ from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.text import print_kernel
 from ondevice.models import Family, family_of, trace
 from ondevice.models.family import ModelConfig
+from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
 from ondevice.passes.schedule import Frame, schedule
+from ondevice.progress import SILENT, Progress
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.quant.report import QuantReport
@@ -49,12 +55,14 @@ def build(
     dump: Dump | None = None,
     stop_after: str | None = None,
     report: QuantReport | None = None,
+    progress: Progress = SILENT,
 ) -> Path:
     """Compile the recipe's model into the bundle directory `out`; returns its absolute path.
 
     `dump` receives every stage as text. `stop_after` names the pass that ends the build early;
     then nothing is written and the dump's directory is returned. `report` is filled with what
-    quantization made of each tensor. Raises OndeviceError.
+    quantization made of each tensor, `progress` hears of every long step. A build that was killed
+    goes on with the weights that it left in OUT.partial. Raises OndeviceError.
     """
     _check_passes((*recipe.passes.disable, *([stop_after] if stop_after else ())))
     if stop_after and dump is None:
@@ -72,14 +80,19 @@ def build(
         if compiled is None:
             assert dump is not None  # checked above
             return dump.directory
-        variants = compile_kernels(compiled.program, compiled.kernels, target, dump)
-        model = link_model(compiled.program, variants, target)
+        code = _compile(compiled, target, dump, progress)
         with BundleWriter(out) as writer:
-            names = _write_code(writer, compiled.program, model, target)
+            names = _write_code(writer, compiled.program, code, target)
             words = _write_tokenizer(writer, checkpoint, config.vocab_size)
-            with writer.weights(compiled.program.abi_hash, weights.size_bytes) as file:
-                for piece in stream(weights.entries, tensors, Packers(), report):
+            inputs = _weights_inputs(recipe, checkpoint, compiled.program)
+            with (
+                writer.weights(compiled.program.abi_hash, weights.size_bytes, inputs) as file,
+                progress.step("weights", weights.size_bytes, "bytes", file.offset) as advance,
+            ):
+                report.resume(file.notes, file.note)
+                for piece in stream(weights.entries, tensors, Packers(), report, file.offset):
                     file.write(piece)
+                    advance(len(piece))
             if dump:
                 dump.file("quant.tsv", report.tsv())
             return writer.finish(
@@ -167,18 +180,40 @@ def _kv_dtype(recipe: Recipe, weights: WeightPlan) -> DType:
     return DTYPES["f32" if exact else "f16"]
 
 
-def _write_code(
-    writer: BundleWriter, program: Program, model: LinkedModel, target: Target
-) -> Libraries:
+@dataclass(frozen=True)
+class Code:
+    """What a target runs, as files."""
+
+    runtime: bytes
+    model: LinkedModel
+
+
+def _compile(compiled: Compiled, target: Target, dump: Dump | None, progress: Progress) -> Code:
+    program, kernels = compiled.program, compiled.kernels
+    with progress.step("kernels", len(target.cpu.variants), "variants") as advance:
+        variants = compile_kernels(program, kernels, target, dump, advance)
+    with progress.step("runtime", len(runtime_sources()), "files") as advance:
+        runtime = compile_runtime(target, advance)
+    return Code(runtime, link_model(program, variants, target))
+
+
+def _write_code(writer: BundleWriter, program: Program, code: Code, target: Target) -> Libraries:
     libraries = Libraries(
         runtime=f"lib/{target.runtime_library}",
         model=f"lib/{target.model_library_name(program.abi_hash)}",
     )
-    writer.add(libraries.runtime, compile_runtime(target))
-    writer.add(libraries.model, model.library)
-    writer.add(f"bin/{target.runner}", model.runner, executable=True)
+    writer.add(libraries.runtime, code.runtime)
+    writer.add(libraries.model, code.model.library)
+    writer.add(f"bin/{target.runner}", code.model.runner, executable=True)
     writer.add("include/ondevice.h", (NATIVE / "ondevice.h").read_bytes())
     return libraries
+
+
+def _weights_inputs(recipe: Recipe, checkpoint: Checkpoint, program: Program) -> str:
+    """A hash of all that determines the weights: what is packed, how, and by which code."""
+    tools = numpy.__version__, llvmlite.__version__, package_hash()
+    parts = repr(recipe.quant), checkpoint.source_hash(), program.abi_hash, *tools
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _write_tokenizer(

@@ -1,7 +1,8 @@
 """Writing a bundle: all or nothing, in one pass, in memory bounded by one chunk.
 
 Everything goes to OUT.partial beside OUT, each file is flushed to the disk, and one rename makes
-it OUT. A build that is killed leaves OUT.partial behind; the next one starts it anew.
+it OUT. A build that is killed leaves OUT.partial behind; the next one of the same inputs continues
+its weights (see `bundle/resume.py`) and writes all else anew.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ from ondevice.bundle.format import (
     print_manifest,
 )
 from ondevice.bundle.program import WeightEntry
+from ondevice.bundle.resume import SYNC_CHUNKS, ResumeLog, whole_chunks
 from ondevice.errors import BundleError
 
 WEIGHTS_PATH = "weights.bin"
+WEIGHTS_LOG = "weights.log"  # only in OUT.partial
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+CURABLE = (*NO_SPACE, errno.EIO)  # the same command may succeed later
 
 
 class BundleWriter:
@@ -43,19 +48,20 @@ class BundleWriter:
 
         with BundleWriter(out) as writer:
             writer.add("lib/libondevice.so", data)
-            with writer.weights(abi_hash, weights_bytes) as weights:
-                for piece in pieces:
+            with writer.weights(abi_hash, weights_bytes, inputs) as weights:
+                for piece in pieces_from(weights.offset):
                     weights.write(piece)
             path = writer.finish(...)
 
-    Leaving the block without `finish` removes what was written. An `out` that exists is replaced
-    in one step, and only if it is itself a bundle. Raises BundleError, with advice where the disk
-    is full or the place cannot be written.
+    Leaving the block without `finish` removes what was written, except after Ctrl-C or where the
+    disk was full: then weights that the next build can go on with are kept. An `out` that exists is
+    replaced in one step, and only if it is itself a bundle. Raises BundleError, with advice where
+    the disk is full, the place cannot be written, or another build is writing there.
     """
 
     def __init__(self, out: Path) -> None:
         self.out = Path(os.path.abspath(out))
-        self.partial = self.out.with_name(self.out.name + ".partial")
+        self.partial = partial_of(self.out)
         self._files: dict[str, FileEntry] = {}
         self._weights: WeightsFile | None = None
         self._lock = -1
@@ -67,7 +73,7 @@ class BundleWriter:
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)
             self._lock = _lock_directory(self.partial)
-            _empty(self.partial)
+            _empty(self.partial, but=(WEIGHTS_PATH, WEIGHTS_LOG))
         return self
 
     def __exit__(
@@ -79,23 +85,36 @@ class BundleWriter:
         if self._lock >= 0:  # not finished
             if self._weights is not None:
                 self._weights.close()
-            shutil.rmtree(self.partial, ignore_errors=True)
+            if not self._worth_keeping(error):
+                shutil.rmtree(self.partial, ignore_errors=True)
             self._unlock()
+
+    def _worth_keeping(self, error: BaseException | None) -> bool:
+        """Whether the same build could go on with what is there."""
+        if self._weights is None or not self._weights.chunk_sha256:
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        cause = error.__cause__ if isinstance(error, BundleError) else None
+        return isinstance(cause, OSError) and cause.errno in CURABLE
 
     def add(self, path: str, data: bytes, executable: bool = False) -> None:
         """Add a file, `path` being relative to the bundle, with "/" on every system."""
-        if path in self._files or path in (MANIFEST, WEIGHTS_PATH):
+        if path in self._files or path in (MANIFEST, WEIGHTS_PATH, WEIGHTS_LOG):
             raise BundleError(f"{path} is already in the bundle")
         self._write(path, data, 0o777 if executable else 0o666)
         self._files[path] = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
     @contextlib.contextmanager
-    def weights(self, abi_hash: str, data_bytes: int) -> Iterator[WeightsFile]:
-        """The weights file, to be written front to back; `data_bytes` follow the header.
+    def weights(self, abi_hash: str, data_bytes: int, inputs: str = "") -> Iterator[WeightsFile]:
+        """The weights file, to be written from its `offset` on; `data_bytes` follow the header.
 
-        Leaving the block checks that exactly so many were written.
+        `inputs` is a hash of all that determines these bytes. Where a build of the same inputs was
+        killed, `offset` is how far it came; else, and without `inputs`, it is 0. Leaving the block
+        checks that the data is complete.
         """
-        self._weights = WeightsFile(self.partial / WEIGHTS_PATH, abi_hash, data_bytes)
+        self._weights = WeightsFile(self.partial / WEIGHTS_PATH, abi_hash, data_bytes, inputs)
+        self._weights.check_space()
         yield self._weights
         self._weights.complete()
 
@@ -138,6 +157,7 @@ class BundleWriter:
         )
         self._write(MANIFEST, print_manifest(manifest).encode())
         with _advice(self.partial):
+            (self.partial / WEIGHTS_LOG).unlink()
             _sync_directories(self.partial)
             _put_in_place(self.partial, self.out)
             _sync_directory(self.out.parent)
@@ -161,21 +181,54 @@ class BundleWriter:
 
 
 class WeightsFile:
-    """Appends to a weights file in whole chunks, hashing each one as it goes out.
+    """Appends to a weights file in whole chunks, hashing and logging each one as it goes out.
 
-    `identity`, known once it is complete, is a hash of these hashes and goes into the header.
+    Chunks that a killed build of the same `inputs` left are kept as far as their hashes agree.
+    `identity`, known once the file is complete, is a hash of all hashes and goes into the header.
     """
 
-    def __init__(self, path: Path, abi_hash: str, data_bytes: int) -> None:
+    def __init__(self, path: Path, abi_hash: str, data_bytes: int, inputs: str = "") -> None:
         self.path = path
         self.data_bytes = data_bytes
-        self._abi_hash = abi_hash
         self.identity = "0" * 16
-        self.chunk_sha256: list[str] = []
+        self._abi_hash = abi_hash
         self._buffer = bytearray(pack_weights_header(abi_hash, data_bytes))
-        self._taken = 0
+        file_bytes = len(self._buffer) + data_bytes
         with _advice(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._log = ResumeLog(path.with_name(WEIGHTS_LOG), inputs)
+            begin = bytes(self._buffer)
+            chunks = whole_chunks(self._file, self._log.chunks, CHUNK_BYTES, file_bytes, begin)
+            written = min(chunks * CHUNK_BYTES, file_bytes)
+            os.ftruncate(self._file, written)
+            os.lseek(self._file, written, os.SEEK_SET)
+            self._log.start(chunks)
+        if written:
+            self._buffer.clear()
+        self._taken = max(0, written - WEIGHTS_DATA_START)
+
+    def check_space(self) -> None:
+        """Raise BundleError where the disk has no room for the rest."""
+        missing = self.data_bytes - self._taken
+        with _advice(self.path):
+            free = shutil.disk_usage(self.path.parent).free
+            if free < missing:
+                raise OSError(errno.ENOSPC, f"{missing:,} bytes are missing, {free:,} are free")
+
+    @property
+    def chunk_sha256(self) -> list[str]:
+        """Of the chunks that are written."""
+        return self._log.chunks
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a killed build has noted, of chunks that may not all be kept."""
+        return tuple(self._log.notes)
+
+    def note(self, text: str) -> None:
+        """Keep a line of text for a build that goes on after this one was killed."""
+        with _advice(self.path):
+            self._log.add_note(text)
 
     @property
     def offset(self) -> int:
@@ -211,6 +264,7 @@ class WeightsFile:
 
     def close(self) -> None:
         """Close the file, complete or not."""
+        self._log.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -230,7 +284,16 @@ class WeightsFile:
             del self._buffer[:CHUNK_BYTES]
             with _advice(self.path):
                 _write_all(self._file, chunk)
-            self.chunk_sha256.append(hashlib.sha256(chunk).hexdigest())
+                self._log.add_chunk(hashlib.sha256(chunk).hexdigest())
+                if len(self.chunk_sha256) % SYNC_CHUNKS == 0:
+                    os.fsync(self._file)
+                    self._log.sync()
+
+
+def partial_of(out: Path) -> Path:
+    """Where a bundle for `out` lies until it is complete: an absolute path beside it."""
+    out = Path(os.path.abspath(out))
+    return out.with_name(out.name + ".partial")
 
 
 @contextlib.contextmanager
@@ -239,8 +302,10 @@ def _advice(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "the disk is full; free some space or choose another --out"
+        if error.errno in NO_SPACE:
+            advice = f"the disk is full ({error.strerror}); free some space or choose another --out"
+        elif error.errno == errno.EFBIG:
+            advice = "files of this size are not allowed here; choose another --out"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "this place cannot be written; choose another --out"
         else:
@@ -269,8 +334,10 @@ def _lock_directory(directory: Path) -> int:
     raise BundleError(f"another build is writing {directory}; wait for it or choose another --out")
 
 
-def _empty(directory: Path) -> None:
+def _empty(directory: Path, but: tuple[str, ...]) -> None:
     for entry in directory.iterdir():
+        if entry.name in but:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,15 @@ class Checkpoint:
         """tokenizer_config.json, None where there is none."""
         file = self.path / "tokenizer_config.json"
         return file if file.is_file() else None
+
+    def source_hash(self) -> str:
+        """Changes whenever a file of weights does, as far as its place, size and times tell."""
+        files = {tensor.file: os.fstat(tensor.fd) for tensor in self.tensors.values()}
+        rows = sorted(
+            (str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            for file, stat in files.items()
+        )
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     def close(self) -> None:
         close_files(self.tensors.values())

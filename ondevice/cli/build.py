@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ondevice.cli.progress import Quiet, shown
+
 
 def build(
     model: Annotated[
@@ -41,6 +43,7 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="Write bytes, bits and error of every tensor as JSON."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compile MODEL; the last line printed is the bundle directory."""
     from ondevice.debug import Dump
@@ -54,13 +57,20 @@ def build(
 
     from ondevice.build import build as compile_model  # imports the compiler: a good half second
     from ondevice.bundle.read import open_bundle
+    from ondevice.bundle.write import partial_of
     from ondevice.quant.report import QuantReport
 
     place = out or Path(f"{recipe.name}.bundle")
     sink = Dump(dump) if dump is not None else None
     figures = QuantReport()
-    built = compile_model(recipe, place, sink, stop_after, figures)
-    if stop_after is None:
+    try:
+        built = compile_model(recipe, place, sink, stop_after, figures, shown(quiet))
+    except KeyboardInterrupt:
+        kept = partial_of(place)
+        hint = f"; the same command goes on with {kept}" if kept.is_dir() else ""
+        print(f"ondevice: interrupted{hint}", file=sys.stderr)
+        raise
+    if stop_after is None and not quiet:
         print(figures.summary(), file=sys.stderr)
         for note in open_bundle(built).manifest.tokenizer.notes:
             print(note, file=sys.stderr)

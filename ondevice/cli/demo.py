@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ondevice.cli.progress import shown
 
 RECIPE = "stories260k"
 
@@ -30,25 +31,13 @@ def demo(
 def _demo_bundle() -> Path:
     """The demo's bundle in the cache directory; built where this very package has not yet."""
     from ondevice import debug
+    from ondevice.package import package_hash
     from ondevice.recipe import load_recipe
 
-    bundle = debug.cache_dir() / "demo" / f"{RECIPE}-{_package_hash()[:16]}.bundle"
+    bundle = debug.cache_dir() / "demo" / f"{RECIPE}-{package_hash()[:16]}.bundle"
     if not bundle.is_dir():
         print(f"Building {RECIPE} ...", file=sys.stderr)
         from ondevice.build import build
 
-        build(load_recipe(RECIPE), bundle)
+        build(load_recipe(RECIPE), bundle, progress=shown(quiet=False))
     return bundle
-
-
-def _package_hash() -> str:
-    """Of every file of the installed package, so that an upgrade builds the demo anew."""
-    import ondevice
-
-    digest = hashlib.sha256()
-    for folder in sorted({Path(entry) for entry in ondevice.__path__}):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
-                digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()

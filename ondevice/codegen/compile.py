@@ -17,6 +17,7 @@ from ondevice.codegen.link import compile_runner, link_library
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.debug import Dump
 from ondevice.lang.kernel_ir import Kernel
+from ondevice.progress import Advance, ignore
 from ondevice.targets import Target
 from ondevice.targets.target import CpuVariant
 
@@ -31,9 +32,16 @@ class CompiledVariant:
 
 
 def compile_kernels(
-    program: Program, kernels: Sequence[Kernel], target: Target, dump: Dump | None = None
+    program: Program,
+    kernels: Sequence[Kernel],
+    target: Target,
+    dump: Dump | None = None,
+    advance: Advance = ignore,
 ) -> list[CompiledVariant]:
-    """Every kernel for every CPU variant of the target, the variants side by side."""
+    """Every kernel for every CPU variant of the target, the variants side by side.
+
+    `advance` hears of each variant.
+    """
 
     def compiled(variant: CpuVariant) -> CompiledVariant:
         symbols = {row.symbol: f"{row.symbol}_{variant.name}" for row in program.kernels}
@@ -47,6 +55,7 @@ def compile_kernels(
             dump.file(f"kernels/{variant.name}.ll", text)
         key = ["llvm", llvmlite.__version__, target.triple, target.cpu.baseline, text]
         data = cached(key, lambda: emit_object(text, target.triple, target.cpu.baseline))
+        advance(1)
         return CompiledVariant(variant, symbols, data)
 
     with ThreadPoolExecutor(max_workers=len(target.cpu.variants)) as pool:

@@ -23,6 +23,7 @@ import ondevice
 from ondevice.codegen.cache import cached
 from ondevice.codegen.emit import emit_object
 from ondevice.errors import ToolchainError
+from ondevice.progress import Advance, ignore
 from ondevice.targets import Target
 
 NATIVE = Path(ondevice.__file__).parent / "native"
@@ -66,10 +67,13 @@ def runtime_sources(system: str = "linux") -> list[Path]:
     return [f for f in files if not f.name.startswith("platform_") or f.name == platform]
 
 
-def compile_runtime(target: Target) -> bytes:
-    """libondevice for `target`, stripped. Raises ToolchainError with the compiler's words."""
+def compile_runtime(target: Target, advance: Advance = ignore) -> bytes:
+    """libondevice for `target`, stripped; `advance` hears of each source file.
+
+    Raises ToolchainError with the compiler's words.
+    """
     stubs = system_stubs(target) if target.system_libraries else None
-    return link_library(runtime_objects(target), target, target.runtime_library, stubs)
+    return link_library(runtime_objects(target, advance), target, target.runtime_library, stubs)
 
 
 def compile_runner(target: Target, model: Sequence[bytes], symbol: str) -> bytes:
@@ -82,19 +86,23 @@ def compile_runner(target: Target, model: Sequence[bytes], symbol: str) -> bytes
     return link_executable(objects, target, {"od_linked_model": symbol})
 
 
-def runtime_objects(target: Target) -> list[bytes]:
+def runtime_objects(target: Target, advance: Advance = ignore) -> list[bytes]:
     """One object per C file of the runtime, from the cache where nothing has changed."""
-    return compile_objects(runtime_sources(), target)
+    return compile_objects(runtime_sources(), target, advance)
 
 
-def compile_objects(sources: Sequence[Path], target: Target) -> list[bytes]:
+def compile_objects(
+    sources: Sequence[Path], target: Target, advance: Advance = ignore
+) -> list[bytes]:
     """Objects of C files beside the runtime's headers, by the rules that the runtime obeys."""
     headers = [f.read_bytes() for f in HEADERS]
     command = ["cc", "-target", target.zig_target, *MEANING, *COMPILE, *WARNINGS]
 
     def compiled(source: Path) -> bytes:
         key: list[str | bytes] = [*command, _tool_version(), source.name, source.read_bytes()]
-        return cached([*key, *headers], partial(_compile, command, source))
+        data = cached([*key, *headers], partial(_compile, command, source))
+        advance(1)
+        return data
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(compiled, sources))

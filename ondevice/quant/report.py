@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,27 @@ class QuantReport:
 
     def __init__(self) -> None:
         self.tensors: list[TensorFigures] = []
+        self._known: dict[str, tuple[float, float]] = {}
+        self._note: Callable[[str], None] = lambda text: None
+
+    def resume(self, notes: Iterable[str], note: Callable[[str], None]) -> None:
+        """Learn what an earlier build noted, and give a note of each new tensor to `note`."""
+        self._known = {name: (error, power) for name, error, power in map(json.loads, notes)}
+        self._note = note
+
+    def recall(self, entry: WeightEntry) -> bool:
+        """Add a tensor as an earlier build noted it; False where it noted nothing."""
+        if entry.name not in self._known:
+            return False
+        self._append(entry, *self._known[entry.name])
+        return True
 
     def add(self, entry: WeightEntry, squared_error: float, power: float) -> None:
+        """Add a tensor that was streamed."""
+        self._append(entry, squared_error, power)
+        self._note(json.dumps([entry.name, squared_error, power]))
+
+    def _append(self, entry: WeightEntry, squared_error: float, power: float) -> None:
         scheme = "plain" if entry.scheme == PLAIN else entry.scheme
         self.tensors.append(
             TensorFigures(entry.name, scheme, entry.shape, entry.size_bytes, squared_error, power)

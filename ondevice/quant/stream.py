@@ -46,23 +46,28 @@ def stream(
     tensors: Mapping[str, Tensor],
     packer: Packer,
     report: QuantReport,
+    begin: int = 0,
 ) -> Iterator[bytes]:
     """The bytes of the weights file's data, in order; zeros between tensors keep them 64-aligned.
 
-    `tensors` maps our names to the checkpoint's tensors; `report` receives what each lost. Raises
-    CheckpointError while reading.
+    `tensors` maps our names to the checkpoint's tensors; `report` receives what each lost. The
+    bytes before `begin` are left out; tensors that end there and are known to the report are not
+    even read. Raises CheckpointError while reading.
     """
     for entry in entries:
+        if aligned(entry.offset + entry.size_bytes) <= begin and report.recall(entry):
+            continue
         tensor = tensors[entry.name]
         written = 0
         error = power = 0.0
         for piece, squares in _pieces(entry, tensor, packer):
-            written += len(piece)
             error, power = error + squares[0], power + squares[1]
-            yield piece
+            yield piece[max(0, begin - entry.offset - written) :]
+            written += len(piece)
         assert written == entry.size_bytes, f"{entry.name}: {written} of {entry.size_bytes} bytes"
         report.add(entry, error, power)
-        yield bytes(aligned(written) - written)
+        padding = bytes(aligned(written) - written)
+        yield padding[max(0, begin - entry.offset - written) :]
 
 
 def _pieces(
