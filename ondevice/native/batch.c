@@ -15,7 +15,21 @@ static float *step_logits(od_core *engine, int32_t row) {
 
 static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
+/* Keep what the answer says before a stop string, and no more. */
+static void cut_answer(od_core *engine, od_state *state) {
+    od_answer *answer = state->answer;
+    int32_t kept = answer->text.kept.tokens, most = engine->model->context_tokens - kept;
+    int32_t rest = od_answer_rest(answer, state->tokens + kept, most);
+    state->length = kept + rest;
+    if (state->computed > kept) state->computed = kept;
+    od_answer_forget_logprobs(answer, kept + 1, state->length);
+}
+
 void od_finish(od_core *engine, od_state *state, od_status status) {
+    if (od_answer_finish(state->answer) == OD_STOP) {
+        cut_answer(engine, state);
+        if (status > OD_OK) status = OD_STOP;
+    }
     state->active = false;
     state->ending = status;
     od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
@@ -47,7 +61,7 @@ static od_share share_for(const od_core *engine, od_state *state) {
         if (silent < 0) silent = 0;
         rows = least(rows, silent + room);
         logit_rows = rows > silent ? rows - silent : 0;
-    } else if (rows == pending && state->sampling.max_tokens > 0) {
+    } else if (rows == pending && state->answer->sampling.max_tokens > 0) {
         logit_rows = least(room, 1);
         rows -= 1 - logit_rows; /* the last row waits for a step with room for its logits */
     }
@@ -82,6 +96,7 @@ static void add_share(od_core *engine, od_state *state) {
 /* Conversations that generate come first, each a row; prompts share what is left. Both go round
  * from step to step, so nobody waits behind the same neighbour twice. */
 bool od_batch_assemble(od_core *engine) {
+    int64_t now_ns = od_now_ns();
     engine->share_count = engine->step_rows = engine->step_logits = 0;
     for (int32_t prompts = 0; prompts < 2; prompts++) {
         for (int32_t i = 0; i < engine->capacity; i++) {
@@ -89,6 +104,8 @@ bool od_batch_assemble(od_core *engine) {
             if (!state->active || (state->length - state->computed > 1) != prompts) continue;
             if (state->cancelled)
                 od_finish(engine, state, OD_CANCELLED);
+            else if (state->deadline_ns >= 0 && now_ns >= state->deadline_ns)
+                od_finish(engine, state, OD_EXPIRED);
             else
                 add_share(engine, state);
         }
@@ -107,6 +124,31 @@ static void take_logits(od_core *engine, const od_share *share) {
            (size_t)share->logit_rows * vocab * sizeof(float));
 }
 
+static void choose_token(od_core *engine, od_share *share, void *work) {
+    const od_state *state = share->state;
+    const od_answer *answer = state->answer;
+    const float *logits = step_logits(engine, share->first_logit);
+    int32_t vocab = engine->model->vocab_size;
+    od_said said = {state->tokens, state->length, state->generated};
+    share->token = od_sample(logits, vocab, &answer->sampling, &said, work);
+    od_logprob *logprobs = od_answer_logprobs(answer, state->generated);
+    if (logprobs != NULL && share->token >= 0)
+        od_logprobs(logits, vocab, share->token, answer->sampling.logprobs - 1, logprobs, work);
+}
+
+/* A kernel over the shares of the step: all threads choose tokens. */
+static void finish_shares(void *const *buffers, const int32_t *scalars, int32_t begin, int32_t end,
+                          void *scratch) {
+    od_core *engine = buffers[0];
+    (void)scalars;
+    for (int32_t i = begin; i < end; i++) {
+        od_share *share = &engine->shares[i];
+        if (share->logit_rows == 0) continue;
+        if (share->state->logits != NULL) take_logits(engine, share);
+        else choose_token(engine, share, scratch);
+    }
+}
+
 void od_batch_run(od_core *engine) {
     const od_model *model = engine->model;
     for (int32_t i = 0; i < model->rope_count; i++) {
@@ -117,24 +159,18 @@ void od_batch_run(od_core *engine) {
     }
     od_program_run(&engine->program, engine->threads, engine->step_rows, engine->step_logits,
                    engine->share_count);
-    for (int32_t i = 0; i < engine->share_count; i++) {
-        od_share *share = &engine->shares[i];
-        const od_state *state = share->state;
-        if (share->logit_rows == 0) continue;
-        if (state->logits != NULL)
-            take_logits(engine, share);
-        else
-            share->token = od_sample(step_logits(engine, share->first_logit), model->vocab_size,
-                                     state->sampling.temperature, state->sampling.seed,
-                                     (uint64_t)state->generated, engine->sample_weights);
-    }
+    void *const buffers[] = {engine};
+    od_work work = {.tasks = engine->share_count, .chunk = 1, .kernel = finish_shares,
+                    .buffers = buffers};
+    if (engine->step_logits > 0) od_threads_run(engine->threads, &work, 1);
 }
 
 /* ---- deliver ---- */
 
 static bool is_stop(const od_state *state, int32_t token) {
-    for (int32_t i = 0; i < state->sampling.stop_token_count; i++)
-        if (state->stop_tokens[i] == token) return true;
+    const od_sampling *sampling = &state->answer->sampling;
+    for (int32_t i = 0; i < sampling->stop_token_count; i++)
+        if (sampling->stop_tokens[i] == token) return true;
     return false;
 }
 
@@ -143,21 +179,23 @@ static void count_token(od_state *state, int64_t now_ns) {
     state->last_token_ns = now_ns;
 }
 
-static void append_token(od_core *engine, od_state *state, int32_t token, int64_t now_ns) {
-    if (token < 0) {
-        od_finish(engine, state, OD_NUMERIC);
-    } else if (is_stop(state, token)) {
-        od_finish(engine, state, OD_STOP);
-    } else if (state->length == engine->model->context_tokens) {
-        od_finish(engine, state, OD_CONTEXT_FULL);
-    } else {
-        state->tokens[state->length++] = token;
-        count_token(state, now_ns);
-        if (state->generated == state->sampling.max_tokens)
-            od_finish(engine, state, OD_LENGTH);
-        else if (state->length == engine->model->context_tokens)
-            od_finish(engine, state, OD_CONTEXT_FULL);
-    }
+/* How a token that is no stop token ends the answer; OD_OK: not at all. */
+static od_status append_token(od_core *engine, od_state *state, int32_t token, int64_t now_ns) {
+    if (state->length == engine->model->context_tokens) return OD_CONTEXT_FULL;
+    state->tokens[state->length++] = token;
+    count_token(state, now_ns);
+    od_status status = od_answer_add(state->answer, token, state->length);
+    if (status != OD_OK) return status;
+    if (state->generated == state->answer->sampling.max_tokens) return OD_LENGTH;
+    return state->length == engine->model->context_tokens ? OD_CONTEXT_FULL : OD_OK;
+}
+
+static void deliver_token(od_core *engine, od_state *state, int32_t token, int64_t now_ns) {
+    od_status status = OD_OK;
+    if (token < 0) status = OD_NUMERIC;
+    else if (is_stop(state, token)) status = OD_STOP;
+    else status = append_token(engine, state, token, now_ns);
+    if (status != OD_OK) od_finish(engine, state, status);
 }
 
 /* `rows` more tokens are in the KV cache; blocks that they fill can be found from now on. */
@@ -179,10 +217,10 @@ void od_batch_deliver(od_core *engine) {
         bool last = state->computed + share->rows == state->length;
         count_computed(engine, state, share->rows);
         if (!last) continue;
-        if (state->logits != NULL || state->sampling.max_tokens == 0)
+        if (state->logits != NULL || state->answer->sampling.max_tokens == 0)
             od_finish(engine, state, OD_LENGTH);
         else
-            append_token(engine, state, share->token, now_ns);
+            deliver_token(engine, state, share->token, now_ns);
     }
     od_event_advance(&engine->progress);
 }

@@ -10,6 +10,7 @@ od_status od_take_slot(od_core *engine, int32_t *slot, od_error *error) {
                             .number = state->number + 1,
                             .tokens = state->tokens,
                             .table = state->table,
+                            .answer = state->answer,
                             .ending = OD_INVALID};
         return OD_OK;
     }
@@ -56,6 +57,7 @@ od_status od_conversation_close(od_conversation handle, od_error *error) {
     while (still(state, number) && state->active) wait_progress(engine, -1);
     if (still(state, number)) {
         od_kv_shrink(&engine->kv, &state->table, 0);
+        od_answer_close(state->answer);
         state->open = false;
         od_event_advance(&engine->progress);
     }
@@ -117,6 +119,7 @@ od_status od_rewind(od_conversation handle, int32_t tokens, od_error *error) {
         return od_leave(engine, od_fail(error, OD_INVALID, "cannot rewind to %d tokens: the "
                                         "conversation holds %d", tokens, state->length));
     state->length = state->unread = tokens;
+    od_answer_drop(state->answer);
     if (state->computed > tokens) state->computed = tokens;
     od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
     return od_leave(engine, OD_OK);
@@ -182,16 +185,41 @@ static od_status append(od_core *engine, od_state *state, const int32_t *tokens,
     return OD_OK;
 }
 
-static void start(od_core *engine, od_state *state, const od_sampling *sampling) {
+static void start(od_core *engine, od_state *state, int32_t timeout_ms) {
     state->submitted_ns = od_now_ns();
-    state->sampling = *sampling;
-    for (int32_t i = 0; i < sampling->stop_token_count; i++)
-        state->stop_tokens[i] = sampling->stop_tokens[i];
-    state->sampling.stop_tokens = NULL; /* the caller's */
+    state->deadline_ns =
+        timeout_ms == 0 ? -1 : state->submitted_ns + (int64_t)timeout_ms * 1000000;
     state->generated = 0;
     state->cancelled = false;
     state->active = true;
     od_event_advance(&engine->work);
+}
+
+/* What the request asks for is checked and reserved first, so that one that is refused has changed
+ * nothing. */
+static od_status submit(od_core *engine, od_state *state, const int32_t *tokens, int32_t n,
+                        const od_sampling *asked, od_error *error) {
+    const od_model *model = engine->model;
+    od_tokenizer_info tokenizer;
+    od_sampling sampling = *asked;
+    if (sampling.logprobs > 1 + model->vocab_size) sampling.logprobs = 1 + model->vocab_size;
+    od_status status = od_sampling_check(&sampling, model, &tokenizer, error);
+    if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
+    if (status != OD_OK) return status;
+    int32_t length = state->length + n, rows = model->context_tokens - length;
+    if (rows > sampling.max_tokens) rows = sampling.max_tokens;
+    od_logprob *logprobs = NULL;
+    status = od_answer_reserve(&sampling, rows, &logprobs, error);
+    /* The last token is computed in any case, also to continue: its logits are needed. */
+    if (status == OD_OK) status = append(engine, state, tokens, n, length - 1, error);
+    if (status != OD_OK) {
+        od_answer_release(&sampling, rows, logprobs);
+        return status;
+    }
+    state->logits = NULL;
+    od_answer_open(state->answer, &sampling, &tokenizer, length, rows, logprobs);
+    start(engine, state, sampling.timeout_ms);
+    return OD_OK;
 }
 
 od_status od_submit(od_conversation handle, const int32_t *tokens, int32_t n,
@@ -206,15 +234,8 @@ od_status od_submit(od_conversation handle, const int32_t *tokens, int32_t n,
         status = od_fail(error, OD_INVALID, "n = %d tokens", n);
     else if (state->length + n == 0)
         status = od_fail(error, OD_INVALID, "n = 0 tokens for an empty conversation");
-    if (status == OD_OK) status = od_sampling_check(sampling, engine->model, error);
-    if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
-    /* The last token is computed in any case, also to continue: its logits are needed. */
-    if (status == OD_OK)
-        status = append(engine, state, tokens, n, state->length + n - 1, error);
-    if (status != OD_OK) return od_leave(engine, status);
-    state->logits = NULL;
-    start(engine, state, sampling);
-    return od_leave(engine, OD_OK);
+    if (status == OD_OK) status = submit(engine, state, tokens, n, sampling, error);
+    return od_leave(engine, status);
 }
 
 od_status od_logits(od_conversation handle, const int32_t *tokens, int32_t n, float *logits,
@@ -230,9 +251,9 @@ od_status od_logits(od_conversation handle, const int32_t *tokens, int32_t n, fl
     if (status == OD_OK) status = check_tokens(engine, state, tokens, n, error);
     if (status == OD_OK) status = append(engine, state, tokens, n, state->length, error);
     if (status != OD_OK) return od_leave(engine, status);
-    const od_sampling nothing = {.max_tokens = 0};
+    od_answer_close(state->answer);
     state->logits = logits;
-    start(engine, state, &nothing);
+    start(engine, state, 0);
     uint32_t number = state->number;
     while (still(state, number) && state->active) wait_progress(engine, -1);
     status = still(state, number) ? state->ending : OD_CLOSED;
@@ -259,31 +280,76 @@ static od_status explain_ending(const od_core *engine, const od_state *state, od
         case OD_NUMERIC:
             return od_fail(error, OD_NUMERIC, "the logits after token %d of the conversation are "
                            "not finite numbers", state->computed - 1);
+        case OD_CLOSED:
+            return od_fail(error, OD_CLOSED, "the %s was closed before the answer had ended",
+                           engine->closing ? "engine" : "tokenizer");
+        case OD_MEMORY:
+            return od_fail(error, OD_MEMORY, "no memory for the text of the answer");
         default:
             return od_fail(error, state->ending, "%s after %d tokens",
                            od_status_name(state->ending), state->generated);
     }
 }
 
-static int32_t take_unread(od_state *state, int32_t *tokens, int32_t capacity) {
-    int32_t count = 0;
-    while (count < capacity && state->unread < state->length)
-        tokens[count++] = state->tokens[state->unread++];
+/* Tokens that may be read: while strings may end the answer, those before what is held back. */
+static int32_t readable(const od_state *state) {
+    const od_answer_text *text = &state->answer->text;
+    return state->active && text->stops.count > 0 ? text->kept.tokens : state->length;
+}
+
+/* Where a call puts what it reads. */
+typedef struct reader {
+    int64_t (*take)(od_state *state, const struct reader *to); /* how much it was */
+    void *to;
+    int64_t capacity;
+} reader;
+
+static int64_t take_tokens(od_state *state, const reader *to) {
+    int32_t *tokens = to->to;
+    int64_t count = 0;
+    for (int32_t end = readable(state); count < to->capacity && state->unread < end; count++)
+        tokens[count] = state->tokens[state->unread++];
     return count;
 }
 
-od_status od_read(od_conversation handle, int32_t *tokens, int32_t capacity, int32_t timeout_ms,
-                  int32_t *count, od_error *error) {
+static int64_t take_logprobs(od_state *state, const reader *to) {
+    od_token_logprobs *tokens = to->to;
+    int64_t count = 0;
+    for (int32_t end = readable(state); count < to->capacity && state->unread < end; count++) {
+        int32_t place = state->unread++;
+        od_answer_show_logprobs(state->answer, place, state->tokens[place], &tokens[count]);
+    }
+    return count;
+}
+
+static int64_t take_text(od_state *state, const reader *to) {
+    return od_answer_take(state->answer, to->to, to->capacity);
+}
+
+static od_status check_reader(const od_state *state, const reader *to, od_error *error) {
+    const od_sampling *sampling = &state->answer->sampling;
+    if (!state->active && state->ending == OD_INVALID) return OD_OK; /* which says more */
+    if (to->take == take_text && sampling->tokenizer == 0)
+        return od_fail(error, OD_INVALID, "the answer has no text: od_submit was given no "
+                       "tokenizer");
+    if (to->take == take_logprobs && sampling->logprobs == 0)
+        return od_fail(error, OD_INVALID, "od_submit was not asked for logprobs");
+    return OD_OK;
+}
+
+static od_status read_some(od_conversation handle, const reader *to, int32_t timeout_ms,
+                           int64_t *count, od_error *error) {
     int64_t deadline_ns = timeout_ms < 0 ? -1 : od_now_ns() + (int64_t)timeout_ms * 1000000;
     od_core *engine = NULL;
     od_state *state = NULL;
     *count = 0;
-    if (capacity <= 0) return od_fail(error, OD_INVALID, "capacity = %d tokens", capacity);
     od_status status = od_enter(handle, &engine, &state, error);
     if (status != OD_OK) return status;
+    status = check_reader(state, to, error);
+    if (status != OD_OK) return od_leave(engine, status);
     uint32_t number = state->number;
     for (;;) {
-        *count = take_unread(state, tokens, capacity);
+        *count = to->take(state, to);
         if (*count > 0) return od_leave(engine, OD_OK);
         if (!state->active) return od_leave(engine, explain_ending(engine, state, error));
         if (deadline_ns >= 0 && od_now_ns() >= deadline_ns) return od_leave(engine, OD_TIMEOUT);
@@ -291,6 +357,38 @@ od_status od_read(od_conversation handle, int32_t *tokens, int32_t capacity, int
         if (!still(state, number))
             return od_leave(engine, od_fail(error, OD_CLOSED, "the conversation was closed"));
     }
+}
+
+od_status od_read(od_conversation handle, int32_t *tokens, int32_t capacity, int32_t timeout_ms,
+                  int32_t *count, od_error *error) {
+    const reader to = {take_tokens, tokens, capacity};
+    int64_t taken = 0;
+    *count = 0;
+    if (capacity <= 0) return od_fail(error, OD_INVALID, "capacity = %d tokens", capacity);
+    od_status status = read_some(handle, &to, timeout_ms, &taken, error);
+    *count = (int32_t)taken;
+    return status;
+}
+
+od_status od_read_logprobs(od_conversation handle, od_token_logprobs *tokens, int32_t capacity,
+                           int32_t timeout_ms, int32_t *count, od_error *error) {
+    const reader to = {take_logprobs, tokens, capacity};
+    int64_t taken = 0;
+    *count = 0;
+    if (capacity <= 0) return od_fail(error, OD_INVALID, "capacity = %d tokens", capacity);
+    od_status status = read_some(handle, &to, timeout_ms, &taken, error);
+    *count = (int32_t)taken;
+    return status;
+}
+
+od_status od_read_text(od_conversation handle, char *text, int64_t capacity, int32_t timeout_ms,
+                       int64_t *bytes, od_error *error) {
+    const reader to = {take_text, text, capacity};
+    *bytes = 0;
+    if (capacity < 4)
+        return od_fail(error, OD_INVALID, "capacity = %lld bytes: a character may have 4",
+                       (long long)capacity);
+    return read_some(handle, &to, timeout_ms, bytes, error);
 }
 
 od_status od_cancel(od_conversation handle, od_error *error) {

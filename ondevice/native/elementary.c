@@ -2,28 +2,66 @@
 
 #include <stdint.h>
 
-#include "platform.h"
+typedef union bits {
+    double value;
+    uint64_t bits;
+} bits;
 
-/* Round to the nearest integer: adding 1.5 * 2^52 leaves no bits for a fraction. */
+/* 1.5 * 2^52: adding it leaves no bits for a fraction, so the sum is rounded to an integer, which
+ * stands in its lowest bits. */
+static const double BIG = 6755399441055744.0;
+
 static double nearest(double x) {
-    const double big = 6755399441055744.0;
-    volatile double sum = x + big; /* volatile: no compiler may cancel the two */
-    return sum - big;
+    double sum = x + BIG;
+    return sum - BIG;
 }
 
-double od_exp(double x) {
-    if (x < -708.0) return 0.0;
+/* Without a branch, so that a loop of it becomes vector code. */
+static inline double exponential(double x) {
     /* x = n ln2 + r with ln2 in two pieces, |r| <= 0.35; then a Taylor series. */
     const double inverse_ln2 = 1.4426950408889634074;
     const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
-    double n = nearest(x * inverse_ln2);
+    bits sum = {x * inverse_ln2 + BIG};
+    double n = sum.value - BIG;
     double r = (x - n * ln2_high) - n * ln2_low;
-    double sum = 1.0;
-    for (int i = 14; i >= 1; i--) sum = 1.0 + sum * r / i;
-    uint64_t bits = (uint64_t)((int64_t)n + 1023) << 52; /* 2^n */
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return sum * scale;
+    double p = 1.0 / 6227020800.0; /* 1 / 13! */
+    p = p * r + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    bits scale = {.bits = (sum.bits + 1023) << 52}; /* 2^n */
+    return x < -708.0 ? 0.0 : p * scale.value;
+}
+
+double od_exp(double x) { return exponential(x); }
+
+void od_exp_row(double *values, int32_t count) {
+    for (int32_t i = 0; i < count; i++) values[i] = exponential(values[i]);
+}
+
+double od_log(double x) {
+    /* x = 2^n m with m within sqrt(1/2)..sqrt(2); log m = 2 atanh(s), s = (m - 1) / (m + 1): a
+     * series in s, |s| <= 0.172. */
+    const double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+    bits whole = {x};
+    int64_t n = (int64_t)(whole.bits >> 52) - 1023;
+    bits m = {.bits = (whole.bits & 0xfffffffffffffU) | UINT64_C(1023) << 52};
+    if (m.value > 1.41421356237309504880) {
+        m.value *= 0.5;
+        n++;
+    }
+    double s = (m.value - 1.0) / (m.value + 1.0), z = s * s, series = 0.0;
+    for (int i = 21; i >= 3; i -= 2) series = series * z + 1.0 / i;
+    return (double)n * ln2_high + (2.0 * (s + s * (z * series)) + (double)n * ln2_low);
 }
 
 /* sin and cos on [-pi/4, pi/4] of r + low: minimax polynomials in r*r (FreeBSD msun). */

@@ -1,5 +1,6 @@
 /* Opening, closing and the engine's own thread. */
 #include "engine.h"
+#include "sample.h"
 
 /* ---- the engine's thread ---- */
 
@@ -57,13 +58,14 @@ static bool reserve_states(od_core *engine) {
     engine->lists = od_reserve(engine->lists_bytes);
     engine->states = od_reserve(count * sizeof(od_state));
     engine->shares = od_reserve(count * sizeof(od_share));
-    engine->sample_weights = od_reserve((size_t)model->vocab_size * sizeof(double));
+    engine->answers = od_reserve(count * sizeof(od_answer));
     if (engine->lists == NULL || engine->states == NULL || engine->shares == NULL ||
-        engine->sample_weights == NULL)
+        engine->answers == NULL)
         return false;
     for (size_t i = 0; i < count; i++) {
         engine->states[i].tokens = engine->lists + i * each;
         engine->states[i].table.blocks = engine->states[i].tokens + model->context_tokens;
+        engine->states[i].answer = &engine->answers[i];
     }
     return true;
 }
@@ -83,7 +85,9 @@ static od_status reserve_all(od_core *engine, const od_options *options, od_erro
     if (!reserve_states(engine))
         return od_fail(error, OD_MEMORY, "cannot reserve %d conversations of %d tokens",
                        engine->capacity, model->context_tokens);
-    engine->threads = od_threads_open(engine->thread_count, model->scratch_bytes);
+    int64_t scratch_bytes = (int64_t)od_sample_bytes(model->vocab_size);
+    if (scratch_bytes < model->scratch_bytes) scratch_bytes = model->scratch_bytes;
+    engine->threads = od_threads_open(engine->thread_count, scratch_bytes);
     if (engine->threads == NULL)
         return od_fail(error, OD_MEMORY, "cannot start %d threads", engine->thread_count);
     return OD_OK;
@@ -98,7 +102,9 @@ static void free_engine(od_core *engine) {
     od_release(engine->lists, engine->lists_bytes);
     od_release(engine->states, count * sizeof(od_state));
     od_release(engine->shares, count * sizeof(od_share));
-    od_release(engine->sample_weights, (size_t)engine->model->vocab_size * sizeof(double));
+    for (size_t i = 0; engine->answers != NULL && i < count; i++)
+        od_answer_close(&engine->answers[i]);
+    od_release(engine->answers, count * sizeof(od_answer));
     od_release(engine, sizeof *engine);
 }
 

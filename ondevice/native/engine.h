@@ -2,6 +2,7 @@
 #ifndef OD_ENGINE_H
 #define OD_ENGINE_H
 
+#include "answer.h"
 #include "kv_cache.h"
 #include "message.h"
 #include "platform.h"
@@ -24,13 +25,13 @@ typedef struct od_state { /* of a conversation */
     bool active;
     bool cancelled;
     od_status ending; /* of the last request */
-    od_sampling sampling;
-    int32_t stop_tokens[OD_STOP_TOKENS];
+    od_answer *answer;
     int32_t generated;
     float *logits; /* where od_logits wants them, else NULL */
     int32_t needed_from; /* first token that must be computed, its logits are wanted */
     od_stats stats; /* the two rates are filled in when somebody asks */
     int64_t submitted_ns;
+    int64_t deadline_ns; /* negative: none */
     int64_t first_token_ns;
     int64_t last_token_ns;
 } od_state;
@@ -60,6 +61,7 @@ typedef struct od_core { /* an engine */
     int32_t capacity; /* conversations */
     int32_t turn;     /* which conversation comes first in the next step */
     od_state *states; /* [capacity] */
+    od_answer *answers; /* [capacity] */
     int32_t *lists;   /* tokens and block tables of all conversations */
     size_t lists_bytes;
     /* Of the engine's thread alone: */
@@ -67,7 +69,6 @@ typedef struct od_core { /* an engine */
     int32_t share_count;
     int32_t step_rows;
     int32_t step_logits;
-    double *sample_weights; /* [vocab_size] */
 } od_core;
 
 /* ---- batch.c: one step ---- */

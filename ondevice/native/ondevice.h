@@ -151,7 +151,9 @@ typedef struct od_sampling {
     od_tokenizer tokenizer;
     uint32_t text_flags;        /* of the text, as for od_text_stream_open */
     /* Text that ends the answer, wherever tokens begin and end in it: the first that is complete,
-     * of several the longest. It is not delivered, and the conversation keeps what comes before. */
+     * of several the longest. It is not delivered, and the conversation keeps what comes before it:
+     * where a token lies on both sides, the part before is encoded anew, so that the next turn
+     * continues the text that was shown. */
     int32_t stop_string_count;  /* at most OD_STOP_STRINGS */
     const od_stop_string *stop_strings;
 } od_sampling;
@@ -233,12 +235,14 @@ typedef struct od_logprob {
 
 typedef struct od_token_logprobs {
     od_logprob chosen;
-    int32_t top_count; /* as asked for */
+    int32_t top_count;
     od_logprob top[OD_TOP_LOGPROBS]; /* the likeliest first */
 } od_token_logprobs;
 
 /* od_read with the logprobs that od_submit was asked for: log softmax of the model's own logits,
- * before any step of od_sampling. OD_INVALID: none were asked for. */
+ * before any step of od_sampling. Tokens that say the part of a token before a stop string have
+ * that token's logprobs at the first of them, and logprob 0 and no others at the rest. OD_INVALID:
+ * none were asked for. */
 OD_API od_status od_read_logprobs(od_conversation conversation, od_token_logprobs *tokens,
                                   int32_t capacity, int32_t timeout_ms, int32_t *count,
                                   od_error *error);

@@ -75,9 +75,12 @@ static od_status check_stop_strings(const od_sampling *s, od_error *error) {
     return OD_OK;
 }
 
-od_status od_sampling_check(const od_sampling *sampling, const od_model *model, od_error *error) {
+od_status od_sampling_check(const od_sampling *sampling, const od_model *model,
+                            od_tokenizer_info *tokenizer, od_error *error) {
     od_status status = check_numbers(sampling, error);
     if (status == OD_OK) status = check_tokens(sampling, model, error);
     if (status == OD_OK) status = check_stop_strings(sampling, error);
-    return status;
+    *tokenizer = (od_tokenizer_info){0, 0};
+    if (status != OD_OK || sampling->tokenizer == 0) return status;
+    return od_tokenizer_describe(sampling->tokenizer, tokenizer, error);
 }

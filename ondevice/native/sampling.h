@@ -5,6 +5,8 @@
 #include "message.h"
 #include "model.h"
 
-od_status od_sampling_check(const od_sampling *sampling, const od_model *model, od_error *error);
+/* *tokenizer describes the tokenizer, where there is one. */
+od_status od_sampling_check(const od_sampling *sampling, const od_model *model,
+                            od_tokenizer_info *tokenizer, od_error *error);
 
 #endif

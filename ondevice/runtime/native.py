@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.sampling import GREEDY, Sampling
+from ondevice.runtime.sampling import GREEDY, Sampling, TokenLogprobs
 
 API_VERSION = 3
 TOP_LOGPROBS = 20
@@ -128,6 +128,18 @@ class _Sampling(ctypes.Structure):
     ]
 
 
+class _Logprob(ctypes.Structure):
+    _fields_ = [("token", c_int32), ("logprob", c_float)]
+
+
+class _TokenLogprobs(ctypes.Structure):
+    _fields_ = [
+        ("chosen", _Logprob),
+        ("top_count", c_int32),
+        ("top", _Logprob * TOP_LOGPROBS),
+    ]
+
+
 class _Stats(ctypes.Structure):
     _fields_ = [
         ("prompt_tokens", c_int32),
@@ -160,6 +172,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "od_rewind": [c_uint64, c_int32],
     "od_submit": [c_uint64, POINTER(c_int32), c_int32, POINTER(_Sampling)],
     "od_read": [c_uint64, POINTER(c_int32), c_int32, c_int32, POINTER(c_int32)],
+    "od_read_text": [c_uint64, c_char_p, c_int64, c_int32, POINTER(c_int64)],
+    "od_read_logprobs": [
+        *(c_uint64, POINTER(_TokenLogprobs), c_int32, c_int32),
+        POINTER(c_int32),
+    ],
     "od_cancel": [c_uint64],
     "od_logits": [c_uint64, POINTER(c_int32), c_int32, POINTER(c_float)],
 }
@@ -353,6 +370,32 @@ class NativeConversation:
         )
         return status, buffer[: count.value]
 
+    def read_text(self, capacity: int = 4096, timeout_ms: int = 100) -> tuple[Status, str]:
+        """The same as text: whole characters, of at most `capacity` bytes."""
+        buffer = ctypes.create_string_buffer(capacity)
+        count = c_int64()
+        status = self._call(
+            *("read_text", self._handle, buffer, capacity, timeout_ms, byref(count)),
+            passing=ENDINGS,
+        )
+        return status, buffer.raw[: count.value].decode()
+
+    def read_logprobs(
+        self, capacity: int = 64, timeout_ms: int = 100
+    ) -> tuple[Status, list[TokenLogprobs]]:
+        """`read` with the logprobs that `Sampling.logprobs` asked for.
+
+        Tokens that stand for the part of a token before a stop string have that token's logprobs at
+        the first of them, and 0 and no others at the rest.
+        """
+        buffer = (_TokenLogprobs * capacity)()
+        count = c_int32()
+        status = self._call(
+            *("read_logprobs", self._handle, buffer, capacity, timeout_ms, byref(count)),
+            passing=ENDINGS,
+        )
+        return status, [_token_logprobs(entry) for entry in buffer[: count.value]]
+
     def explain(self) -> str:
         """How the last generation ended, in words with the numbers that matter."""
         try:
@@ -426,6 +469,11 @@ def _sampling(max_tokens: int, sampling: Sampling, tokenizer: int, text_flags: i
 def _clamped(count: int) -> int:
     """A count as an int32; what is more than it can hold means the same as the most."""
     return max(-(2**31), min(count, 2**31 - 1))
+
+
+def _token_logprobs(entry: _TokenLogprobs) -> TokenLogprobs:
+    top = tuple((t.token, t.logprob) for t in entry.top[: entry.top_count])
+    return TokenLogprobs(entry.chosen.token, entry.chosen.logprob, top)
 
 
 def _not_default(value: float) -> float:

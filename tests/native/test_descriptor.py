@@ -64,6 +64,7 @@ def test_layout_is_that_of_c(tmp_path: Path) -> None:
         ("od_sampling", native._Sampling),
         ("od_logit_bias", native._LogitBias),
         ("od_stop_string", native._StopString),
+        ("od_token_logprobs", native._TokenLogprobs),
         ("od_stats", native._Stats),
     ],
 )

@@ -21,7 +21,8 @@ def library(internals: Path) -> ctypes.CDLL:
     library.od_cos_sin.argtypes = [c_double, POINTER(c_double), POINTER(c_double)]
     library.od_uniform.restype = c_double
     library.od_uniform.argtypes = [c_uint64, c_uint64]
-    library.od_sample.argtypes = [c_void_p, c_int32, c_float, c_uint64, c_uint64, c_void_p]
+    library.od_log.restype = c_double
+    library.od_log.argtypes = [c_double]
     library.od_threads_open.restype = c_void_p
     library.od_threads_open.argtypes = [c_int32, c_int64]
     library.od_threads_close.argtypes = [c_void_p]
@@ -38,6 +39,13 @@ def test_exp(library: ctypes.CDLL) -> None:
     np.testing.assert_allclose(ours, np.exp(x), rtol=5e-16)
     assert library.od_exp(0.0) == 1.0
     assert library.od_exp(-1e30) == library.od_exp(float("-inf")) == 0.0
+
+
+def test_log(library: ctypes.CDLL) -> None:
+    x = np.concatenate([np.linspace(0.5, 3, 2001), np.logspace(-300, 300, 3000), [1.0]])
+    ours = np.array([library.od_log(v) for v in x])
+    np.testing.assert_allclose(ours, np.log(x), rtol=5e-16, atol=1e-16)
+    assert library.od_log(1.0) == 0.0
 
 
 def test_cos_sin(library: ctypes.CDLL) -> None:
@@ -73,46 +81,6 @@ def test_rope_rows(scale: float, library: ctypes.CDLL) -> None:
 
 
 # ---- sampling ----
-
-
-def sample(
-    library: ctypes.CDLL, logits: Any, temperature: float = 0.0, seed: int = 0, draw: int = 0
-) -> int:
-    values = np.asarray(logits, np.float32)
-    work = np.empty(len(values))
-    token: int = library.od_sample(
-        values.ctypes.data, len(values), temperature, seed, draw, work.ctypes.data
-    )
-    return token
-
-
-def test_greedy_takes_the_lowest_of_equals(library: ctypes.CDLL) -> None:
-    assert sample(library, [1, 3, 3, 2]) == 1
-    assert sample(library, [-5, -5]) == 0
-    assert sample(library, [-np.inf, -2, -np.inf]) == 1
-
-
-@pytest.mark.parametrize("logits", [[np.nan], [1, np.nan], [np.inf, 1], [-np.inf, -np.inf]])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_no_numbers(logits: list[float], temperature: float, library: ctypes.CDLL) -> None:
-    assert sample(library, logits, temperature) == -1
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_distribution(temperature: float, library: ctypes.CDLL) -> None:
-    logits = np.array([0.1, 2.0, -1.0, 0.7, -np.inf], np.float32)
-    draws = 20000
-    tokens = [sample(library, logits, temperature, 5, draw) for draw in range(draws)]
-    p = np.exp(logits.astype(np.float64) / temperature)
-    p /= p.sum()
-    counts = np.bincount(tokens, minlength=5)
-    deviation = np.sqrt(draws * p * (1 - p)) + 1e-9
-    assert np.all(np.abs(counts - draws * p) < 4 * deviation)
-    assert counts[4] == 0
-
-
-def test_very_low_temperature_is_greedy(library: ctypes.CDLL) -> None:
-    assert {sample(library, [1, 1.001, 0], 1e-6, 1, draw) for draw in range(50)} == {1}
 
 
 def test_uniform_is_frozen(library: ctypes.CDLL) -> None:
