@@ -21,6 +21,7 @@ static void cut_answer(od_core *engine, od_state *state) {
     int32_t kept = answer->text.kept.tokens, most = engine->model->context_tokens - kept;
     int32_t rest = od_answer_rest(answer, state->tokens + kept, most);
     state->length = kept + rest;
+    od_draft_forget(&state->index, kept);
     if (state->computed > kept) state->computed = kept;
     od_answer_forget_logprobs(answer, kept + 1, state->length);
 }
@@ -65,13 +66,46 @@ static od_share share_for(const od_core *engine, od_state *state) {
         logit_rows = least(room, 1);
         rows -= 1 - logit_rows; /* the last row waits for a step with room for its logits */
     }
-    return (od_share){state, rows, engine->step_logits, logit_rows, -1};
+    return (od_share){state, rows, engine->step_logits, logit_rows, {0, 0}, {0}, 0};
 }
 
-static void add_share(od_core *engine, od_state *state) {
+/* Rows that a guess may add: everybody else must still get a row and a block. */
+static int32_t draft_room(const od_core *engine, const od_state *state) {
+    const od_model *model = engine->model;
+    int32_t rows = least(model->logit_rows, model->prefill_chunk_tokens);
+    int32_t room = rows - engine->step_generating - engine->draft_rows;
+    room = least(room, state->answer->sampling.max_tokens - state->generated - 1);
+    room = least(room, model->context_tokens - state->length);
+    int32_t held = state->table.count * OD_KV_BLOCK_TOKENS - state->length;
+    if (od_kv_available(&engine->kv) <= engine->step_generating) room = least(room, held);
+    return least(room, OD_DRAFT_MOST);
+}
+
+/* Guess what a generating conversation says next, and add as much of it as pays. */
+static void add_draft(od_core *engine, od_share *share) {
+    od_state *state = share->state;
+    if (engine->draft_tokens < 0 || share->logit_rows != 1 || state->logits != NULL) return;
+    int32_t room = draft_room(engine, state);
+    if (engine->draft_tokens > 0) room = least(room, engine->draft_tokens);
+    if (room <= 0) return;
+    share->draft = od_draft_find(&state->index, state->tokens, state->length, room);
+    if (engine->draft_tokens == 0) {
+        int32_t rows = engine->step_generating + engine->draft_rows;
+        int32_t worth = od_draft_worth(&state->record, &engine->costs, share->draft, rows);
+        if (worth == 0)
+            od_draft_set_aside(&state->record, share->draft, state->tokens + state->length);
+        share->draft.count = worth;
+    }
+    engine->draft_rows += share->draft.count;
+    share->rows += share->draft.count;
+    share->logit_rows += share->draft.count;
+}
+
+static void add_share(od_core *engine, od_state *state, bool prompt) {
     od_reuse(engine, state); /* others may have computed the same since the last step */
     od_share share = share_for(engine, state);
     if (share.rows == 0) return;
+    if (!prompt) add_draft(engine, &share);
     int32_t blocks = od_kv_blocks_for(state->computed + share.rows);
     if (!od_kv_grow(&engine->kv, &state->table, blocks)) {
         od_finish(engine, state, OD_KV_FULL);
@@ -93,21 +127,26 @@ static void add_share(od_core *engine, od_state *state) {
     engine->shares[engine->share_count++] = share;
 }
 
+static bool is_prompt(const od_state *state) { return state->length - state->computed > 1; }
+
 /* Conversations that generate come first, each a row; prompts share what is left. Both go round
  * from step to step, so nobody waits behind the same neighbour twice. */
 bool od_batch_assemble(od_core *engine) {
     int64_t now_ns = od_now_ns();
     engine->share_count = engine->step_rows = engine->step_logits = 0;
-    for (int32_t prompts = 0; prompts < 2; prompts++) {
+    engine->step_generating = engine->draft_rows = 0;
+    for (int32_t i = 0; i < engine->capacity; i++)
+        engine->step_generating += engine->states[i].active && !is_prompt(&engine->states[i]);
+    for (int prompts = 0; prompts < 2; prompts++) {
         for (int32_t i = 0; i < engine->capacity; i++) {
             od_state *state = &engine->states[(engine->turn + i) % engine->capacity];
-            if (!state->active || (state->length - state->computed > 1) != prompts) continue;
+            if (!state->active || is_prompt(state) != prompts) continue;
             if (state->cancelled)
                 od_finish(engine, state, OD_CANCELLED);
             else if (state->deadline_ns >= 0 && now_ns >= state->deadline_ns)
                 od_finish(engine, state, OD_EXPIRED);
             else
-                add_share(engine, state);
+                add_share(engine, state, prompts);
         }
     }
     engine->turn = (engine->turn + 1) % engine->capacity;
@@ -124,16 +163,21 @@ static void take_logits(od_core *engine, const od_share *share) {
            (size_t)share->logit_rows * vocab * sizeof(float));
 }
 
-static void choose_token(od_core *engine, od_share *share, void *work) {
+/* A token for each row, as long as it is the one that the next row was computed for. Each is chosen
+ * from its own logits, what was said before it and its own draw: as one row at a time would. */
+static void choose_tokens(od_core *engine, od_share *share, void *work) {
     const od_state *state = share->state;
     const od_answer *answer = state->answer;
-    const float *logits = step_logits(engine, share->first_logit);
-    int32_t vocab = engine->model->vocab_size;
-    od_said said = {state->tokens, state->length, state->generated};
-    share->token = od_sample(logits, vocab, &answer->sampling, &said, work);
-    od_logprob *logprobs = od_answer_logprobs(answer, state->generated);
-    if (logprobs != NULL && share->token >= 0)
-        od_logprobs(logits, vocab, share->token, answer->sampling.logprobs - 1, logprobs, work);
+    int32_t vocab = engine->model->vocab_size, token, *count = &share->token_count;
+    do {
+        const float *logits = step_logits(engine, share->first_logit + *count);
+        od_said said = {state->tokens, state->length + *count, state->generated + *count};
+        token = od_sample(logits, vocab, &answer->sampling, &said, work);
+        od_logprob *logprobs = od_answer_logprobs(answer, said.generated);
+        if (logprobs != NULL && token >= 0)
+            od_logprobs(logits, vocab, token, answer->sampling.logprobs - 1, logprobs, work);
+        share->tokens[(*count)++] = token;
+    } while (*count <= share->draft.count && token == state->tokens[state->length + *count - 1]);
 }
 
 /* A kernel over the shares of the step: all threads choose tokens. */
@@ -145,12 +189,13 @@ static void finish_shares(void *const *buffers, const int32_t *scalars, int32_t 
         od_share *share = &engine->shares[i];
         if (share->logit_rows == 0) continue;
         if (share->state->logits != NULL) take_logits(engine, share);
-        else choose_token(engine, share, scratch);
+        else choose_tokens(engine, share, scratch);
     }
 }
 
 void od_batch_run(od_core *engine) {
     const od_model *model = engine->model;
+    int64_t started_ns = od_now_ns();
     for (int32_t i = 0; i < model->rope_count; i++) {
         const od_rope *rope = &model->ropes[i];
         od_rope_rows(rope, model->inv_freq + rope->first_inv_freq,
@@ -163,6 +208,8 @@ void od_batch_run(od_core *engine) {
     od_work work = {.tasks = engine->share_count, .chunk = 1, .kernel = finish_shares,
                     .buffers = buffers};
     if (engine->step_logits > 0) od_threads_run(engine->threads, &work, 1);
+    if (engine->step_rows == engine->step_generating + engine->draft_rows)
+        od_step_measured(&engine->costs, engine->step_rows, od_now_ns() - started_ns);
 }
 
 /* ---- deliver ---- */
@@ -209,18 +256,35 @@ static void count_computed(od_core *engine, od_state *state, int32_t rows) {
         od_kv_publish(&engine->kv, &state->table, state->tokens, place);
 }
 
+/* The rows up to the first wrong guess, and what was sampled from them. */
+static void append_tokens(od_core *engine, const od_share *share, int64_t now_ns) {
+    od_state *state = share->state;
+    int32_t rows = share->rows - share->draft.count, right = share->token_count - 1;
+    for (int32_t i = 0; i < share->token_count && state->active; i++, rows = 1) {
+        count_computed(engine, state, rows);
+        deliver_token(engine, state, share->tokens[i], now_ns);
+        od_draft_compare(&state->record, share->tokens[i]);
+    }
+    if (share->draft.count == 0) return;
+    od_draft_note(&state->record, share->draft.kind, share->draft.count, right);
+    state->stats.drafted_tokens += share->draft.count;
+    state->stats.accepted_tokens += right;
+}
+
 void od_batch_deliver(od_core *engine) {
     int64_t now_ns = od_now_ns();
     for (int32_t i = 0; i < engine->share_count; i++) {
         const od_share *share = &engine->shares[i];
         od_state *state = share->state;
-        bool last = state->computed + share->rows == state->length;
-        count_computed(engine, state, share->rows);
-        if (!last) continue;
-        if (state->logits != NULL || state->answer->sampling.max_tokens == 0)
+        bool last = state->computed + share->rows - share->draft.count == state->length;
+        if (!last)
+            count_computed(engine, state, share->rows);
+        else if (state->logits != NULL || state->answer->sampling.max_tokens == 0) {
+            count_computed(engine, state, share->rows);
             od_finish(engine, state, OD_LENGTH);
-        else
-            deliver_token(engine, state, share->token, now_ns);
+        } else {
+            append_tokens(engine, share, now_ns);
+        }
     }
     od_event_advance(&engine->progress);
 }

@@ -11,6 +11,7 @@ od_status od_take_slot(od_core *engine, int32_t *slot, od_error *error) {
                             .tokens = state->tokens,
                             .table = state->table,
                             .answer = state->answer,
+                            .index = {state->index.heads, state->index.before, 0},
                             .ending = OD_INVALID};
         return OD_OK;
     }
@@ -121,6 +122,7 @@ od_status od_rewind(od_conversation handle, int32_t tokens, od_error *error) {
     state->length = state->unread = tokens;
     od_answer_drop(state->answer);
     if (state->computed > tokens) state->computed = tokens;
+    od_draft_forget(&state->index, tokens);
     od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
     return od_leave(engine, OD_OK);
 }

@@ -36,6 +36,9 @@ static od_status check_options(const od_options *options, od_error *error) {
                        options->conversations, OD_MAX_CONVERSATIONS);
     if (options->kv_blocks < 0)
         return od_fail(error, OD_INVALID, "kv_blocks = %d is negative", options->kv_blocks);
+    if (options->draft_tokens < -1 || options->draft_tokens > OD_DRAFT_MOST)
+        return od_fail(error, OD_INVALID, "draft_tokens = %d is not within -1..%d",
+                       options->draft_tokens, OD_DRAFT_MOST);
     return OD_OK;
 }
 
@@ -52,7 +55,8 @@ static od_status check_version(const od_model *model, od_error *error) {
 
 static bool reserve_states(od_core *engine) {
     const od_model *model = engine->model;
-    size_t each = (size_t)model->context_tokens + (size_t)model->block_table_width;
+    size_t context = (size_t)model->context_tokens, width = (size_t)model->block_table_width;
+    size_t each = 2 * context + width + OD_DRAFT_HEADS;
     size_t count = (size_t)engine->capacity;
     engine->lists_bytes = each * count * sizeof(int32_t);
     engine->lists = od_reserve(engine->lists_bytes);
@@ -63,9 +67,12 @@ static bool reserve_states(od_core *engine) {
         engine->answers == NULL)
         return false;
     for (size_t i = 0; i < count; i++) {
-        engine->states[i].tokens = engine->lists + i * each;
-        engine->states[i].table.blocks = engine->states[i].tokens + model->context_tokens;
-        engine->states[i].answer = &engine->answers[i];
+        od_state *state = &engine->states[i];
+        state->tokens = engine->lists + i * each;
+        state->table.blocks = state->tokens + context;
+        state->index.before = state->table.blocks + width;
+        state->index.heads = state->index.before + context;
+        state->answer = &engine->answers[i];
     }
     return true;
 }
@@ -124,7 +131,7 @@ static int32_t threads_wanted(int32_t asked) {
 
 od_status od_engine_open(const od_model *model, int fd, int64_t offset, int64_t length,
                          const od_options *options, od_engine *handle, od_error *error) {
-    const od_options defaults = {0, 0, 0, NULL};
+    const od_options defaults = {.threads = 0};
     if (options == NULL) options = &defaults;
     od_status status = check_options(options, error);
     if (status == OD_OK) status = check_version(model, error);
@@ -133,6 +140,7 @@ od_status od_engine_open(const od_model *model, int fd, int64_t offset, int64_t 
     if (engine == NULL) return od_fail(error, OD_MEMORY, "cannot reserve an engine");
     engine->model = model;
     engine->capacity = options->conversations > 0 ? options->conversations : 16;
+    engine->draft_tokens = options->draft_tokens;
     engine->thread_count = threads_wanted(options->threads);
     status = od_weights_open(&engine->weights, model, fd, offset, length, error);
     if (status == OD_OK) status = reserve_all(engine, options, error);

@@ -3,6 +3,7 @@
 #define OD_ENGINE_H
 
 #include "answer.h"
+#include "draft.h"
 #include "kv_cache.h"
 #include "message.h"
 #include "platform.h"
@@ -29,6 +30,8 @@ typedef struct od_state { /* of a conversation */
     int32_t generated;
     float *logits; /* where od_logits wants them, else NULL */
     int32_t needed_from; /* first token that must be computed, its logits are wanted */
+    od_draft_index index;
+    od_draft_record record;
     od_stats stats; /* the two rates are filled in when somebody asks */
     int64_t submitted_ns;
     int64_t deadline_ns; /* negative: none */
@@ -42,7 +45,9 @@ typedef struct od_share {
     int32_t rows;
     int32_t first_logit;
     int32_t logit_rows;
-    int32_t token; /* sampled: -1 logits are no numbers */
+    od_draft draft; /* of its tokens the last `count` rows */
+    int32_t tokens[OD_DRAFT_MOST + 1]; /* sampled: -1 logits are no numbers */
+    int32_t token_count;
 } od_share;
 
 typedef struct od_core { /* an engine */
@@ -59,16 +64,20 @@ typedef struct od_core { /* an engine */
     od_threads *threads;
     int32_t thread_count;
     int32_t capacity; /* conversations */
+    int32_t draft_tokens; /* of od_options */
     int32_t turn;     /* which conversation comes first in the next step */
     od_state *states; /* [capacity] */
     od_answer *answers; /* [capacity] */
-    int32_t *lists;   /* tokens and block tables of all conversations */
+    int32_t *lists;   /* tokens, block tables and indexes of all conversations */
     size_t lists_bytes;
     /* Of the engine's thread alone: */
     od_share *shares; /* [capacity] */
     int32_t share_count;
     int32_t step_rows;
     int32_t step_logits;
+    int32_t step_generating; /* conversations that add a row each, and guesses */
+    int32_t draft_rows;      /* of the step */
+    od_step_costs costs;
 } od_core;
 
 /* ---- batch.c: one step ---- */

@@ -75,6 +75,9 @@ typedef struct od_options {
     int32_t kv_blocks;     /* of 32 tokens, reserved now, paged in when used;
                               default: 4 conversations of full length */
     const char *variant;   /* CPU variant by name; default: the best this CPU supports */
+    int32_t draft_tokens;  /* guessed from the conversation and checked in one step, which changes
+                              the speed and never the tokens; default: as many as pay off,
+                              -1: none, n: n wherever there is a guess; at most 15 */
 } od_options;
 
 typedef struct od_engine_info {
@@ -166,6 +169,8 @@ typedef struct od_stats { /* of the last od_submit or od_logits */
     int32_t generated_tokens;
     double first_token_ms;      /* from the call to the first generated token; 0: none yet */
     double tokens_per_second;   /* after the first generated token; 0: fewer than two */
+    int32_t drafted_tokens;     /* guessed and checked, see od_options */
+    int32_t accepted_tokens;    /* of them right */
     int64_t total_reused_tokens;   /* own and shared, since the conversation was opened */
     int64_t total_computed_tokens; /* prompts and generated, since it was opened */
 } od_stats;

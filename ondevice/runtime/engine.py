@@ -42,7 +42,9 @@ class Engine:
 
     `threads` (None: ONDEVICE_THREADS, else one per core), `conversations` open at the same time,
     `kv_blocks` of 32 tokens and the CPU `variant` are the runtime's defaults where not given.
-    Raises BundleError and RuntimeFailure.
+    `draft_tokens` are guessed from the conversation itself and checked in one step, which changes
+    the speed and never the tokens: 0 as many as pay off, -1 none, n always n where there is a
+    guess. Raises BundleError and RuntimeFailure.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         conversations: int = 0,
         kv_blocks: int = 0,
         variant: str | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.bundle: Bundle = open_bundle(path)
         library = debug.runtime_library() or self.bundle.libondevice
@@ -65,6 +68,7 @@ class Engine:
             conversations=conversations,
             kv_blocks=kv_blocks,
             variant=variant,
+            draft_tokens=draft_tokens,
         )
         self.tokenizer = open_tokenizer(self.bundle, library)
 

@@ -75,6 +75,7 @@ class _Options(ctypes.Structure):
         ("conversations", c_int32),
         ("kv_blocks", c_int32),
         ("variant", c_char_p),
+        ("draft_tokens", c_int32),
     ]
 
 
@@ -149,6 +150,8 @@ class _Stats(ctypes.Structure):
         ("generated_tokens", c_int32),
         ("first_token_ms", c_double),
         ("tokens_per_second", c_double),
+        ("drafted_tokens", c_int32),
+        ("accepted_tokens", c_int32),
         ("total_reused_tokens", c_int64),
         ("total_computed_tokens", c_int64),
     ]
@@ -251,6 +254,8 @@ class ConversationStats:
     generated_tokens: int
     first_token_ms: float
     tokens_per_second: float
+    drafted_tokens: int
+    accepted_tokens: int
     total_reused_tokens: int
     total_computed_tokens: int
 
@@ -278,11 +283,16 @@ class NativeEngine:
         conversations: int = 0,
         kv_blocks: int = 0,
         variant: str | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.library = library
         self._handle = c_uint64()
         options = _Options(
-            threads, conversations, kv_blocks, None if variant is None else variant.encode()
+            threads,
+            conversations,
+            kv_blocks,
+            None if variant is None else variant.encode(),
+            draft_tokens,
         )
         with weights.open("rb") as file:
             length = os.fstat(file.fileno()).st_size - offset

@@ -206,7 +206,7 @@ int main(int argc, char **argv) {
     if (library == NULL) return fprintf(stderr, "%s\n", dlerror()), 1;
     const struct od_model *model = dlsym(library, argv[2]);
     int fd = open(argv[3], O_RDONLY);
-    od_options options = {.threads = atoi(argv[4]), .kv_blocks = 24};
+    od_options options = {.threads = atoi(argv[4]), .kv_blocks = 24, .draft_tokens = 4};
     for (int32_t i = 5; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
     od_error error = {{0}};
     check(od_engine_open(model, fd, 0, lseek(fd, 0, SEEK_END), &options, &engine, &error), OD_OK,

@@ -149,7 +149,7 @@ def test_later_turns_compute_only_what_is_new(engine: NativeEngine) -> None:
 
 def test_stats_before_anything_was_said(engine: NativeEngine) -> None:
     conversation = engine.conversation()
-    assert conversation.stats == ConversationStats(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0)
+    assert conversation.stats == ConversationStats(0, 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0, 0)
     generate(conversation, PROMPT, 0)
     assert (conversation.stats.first_token_ms, conversation.stats.tokens_per_second) == (0, 0)
 

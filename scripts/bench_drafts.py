@@ -1,0 +1,113 @@
+"""Speed of generation with guesses from the conversation against plain generation.
+
+    python scripts/bench_drafts.py BUNDLE --rounds 3
+
+For each prompt a chat model answers greedily both ways in turn; the answers must be equal. Prints
+tokens per second of each, their ratio (medians over the rounds) and how many guesses were right,
+then the median ratio of prompts whose answer repeats the prompt and of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from statistics import median
+
+from ondevice.runtime.engine import Engine
+
+TEXT = (
+    "The harbour wakes before the town does. At five the first boats come in, low in the "
+    "water, and the gulls follow them along the wall. Men in yellow coats throw ropes to boys "
+    "who were not yet born when these boats were built, and the boys catch them without "
+    "looking. By six the fish are on the ice, by seven they are sold, and by eight the "
+    "harbour is asleep again."
+)
+CODE = '''def total_price(items, tax_rate):
+    """Sum of the prices of all items, with tax."""
+    total = 0.0
+    for item in items:
+        price = item["price"] * item["quantity"]
+        if item["discount"] is not None:
+            price = price * (1.0 - item["discount"])
+        total = total + price
+    return total * (1.0 + tax_rate)
+'''
+RECORDS = json.dumps(
+    [
+        {"id": i, "name": name, "city": city, "active": True, "tags": ["new", "paid"]}
+        for i, (name, city) in enumerate(
+            [("Ada", "London"), ("Grace", "New York"), ("Alan", "Manchester"), ("Edsger", "Austin")]
+        )
+    ],
+    indent=2,
+)
+REPEATING = {
+    "rewrite": f"Repeat this text exactly, but write 'port' for 'harbour':\n\n{TEXT}",
+    "copy": f"Copy the following text word by word:\n\n{TEXT}",
+    "json": f'Set "active" to false in each object and print the whole JSON:\n\n{RECORDS}',
+    "json field": f'Print this JSON again with "city" renamed to "town":\n\n{RECORDS}',
+    "code": f"Rename the variable `total` to `result` in this code and print it all:\n\n{CODE}",
+}
+OTHERS = {
+    "poem": "Write a poem about the sea.",
+    "sky": "Why is the sky blue?",
+    "story": "Tell a story about a dog who wants to fly.",
+    "list": "Name ten animals and say one sentence about each.",
+    "history": "What happened in the year 1969?",
+    "letter": "Write a letter to a landlord about a broken window.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draft-tokens", type=int, default=0)
+    parser.add_argument("--only", help="substring of prompts' names")
+    options = parser.parse_args()
+    with (
+        Engine(options.bundle, threads=options.threads, draft_tokens=-1) as plain,
+        Engine(
+            options.bundle, threads=options.threads, draft_tokens=options.draft_tokens
+        ) as drafting,
+    ):
+        for group, prompts in (("repeating", REPEATING), ("others", OTHERS)):
+            ratios = [
+                compare(plain, drafting, name, question, options)
+                for name, question in prompts.items()
+                if options.only is None or options.only in name
+            ]
+            if ratios:
+                print(f"{group}: median ratio {median(ratios):.2f}, least {min(ratios):.2f}")
+
+
+def compare(
+    plain: Engine, drafting: Engine, name: str, question: str, options: argparse.Namespace
+) -> float:
+    """Print the prompt's row; returns the ratio of speeds."""
+    prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    tokens = plain.tokenizer.encode(prompt)
+    speeds: dict[str, list[float]] = {"plain": [], "drafting": []}
+    said = []
+    for _ in range(options.rounds):
+        for kind, engine in (("plain", plain), ("drafting", drafting)):
+            with engine.conversation() as conversation:
+                answer = list(conversation.generate_tokens(tokens, options.max_tokens))
+                speeds[kind].append(conversation.stats.tokens_per_second)
+                said.append(answer)
+                stats = conversation.stats
+    assert all(answer == said[0] for answer in said), f"{name}: the answers differ"
+    ratios = [b / a for a, b in zip(speeds["plain"], speeds["drafting"], strict=True)]
+    print(
+        f"{name:12} {len(said[0]):4} tokens  plain {median(speeds['plain']):7.1f}  drafting "
+        f"{median(speeds['drafting']):7.1f} tok/s  ratio {median(ratios):.2f}  "
+        f"right {stats.accepted_tokens} of {stats.drafted_tokens}",
+        flush=True,
+    )
+    return median(ratios)
+
+
+if __name__ == "__main__":
+    main()
