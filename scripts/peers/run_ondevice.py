@@ -1,0 +1,36 @@
+"""Times a bundle of ondevice; see child.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import child
+
+from ondevice.bundle.program import KV_BLOCK_TOKENS
+from ondevice.runtime.engine import Engine
+
+
+class Ondevice:
+    """One engine, a conversation for each text. Every token is sampled, and read from Python."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        blocks = -(-job["context"] // KV_BLOCK_TOKENS)
+        self._engine = Engine(
+            job["path"], threads=job["threads"], conversations=1, kv_blocks=blocks
+        )
+
+    def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
+        with self._engine.conversation() as conversation:
+            first = None
+            for _ in conversation.generate_tokens(prompt, count, stop_tokens=()):
+                first = first or child.now()
+            assert first is not None
+            return first, child.now()
+
+    def logits(self, window: Sequence[int]) -> Any:
+        return self._engine.logits(window)
+
+
+if __name__ == "__main__":
+    child.main(Ondevice)
