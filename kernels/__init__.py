@@ -5,11 +5,13 @@ Rows for one op stand from the general to the special; `select` takes them by nu
 
 from __future__ import annotations
 
+from functools import partial
+
 from ondevice.dims import Extent
 from ondevice.dtypes import f16, f32
-from ondevice.graph.graph import Node
+from ondevice.graph.graph import Attrs, Node
 from ondevice.graph.ops import ACTIVATIONS
-from ondevice.kernels.attention import attention, kv_write
+from ondevice.kernels.attention import attention, attention_tile, kv_write
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
 from ondevice.kernels.matmul import matmul_float
@@ -23,6 +25,9 @@ from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
 GEMV_INT_ROWS = 1
 INT_LIVE = (3, 2)  # dots, sums, sums of minima; codes as stored and as used
+ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("keys", 2), ("columns", 2))
+ATTENTION_TOKENS = 32  # more than any tile has
+ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself
 GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
 
 
@@ -151,6 +156,13 @@ def bind_attention(node: Node, types: Types) -> Binding:
     return Binding(views, constants, {"layer": int(node.attr("layer"))})
 
 
+def fit_attention(tokens: int, node: Node, types: Types, room: int) -> Attrs:
+    """Tiles of up to so many tokens."""
+    shared = int(node.attr("heads")) // int(node.attr("kv_heads"))
+    tile = attention_tile(shared, int(node.attr("head_dim")), room, tokens)
+    return tuple(tile.items())
+
+
 MATMUL_HOLES = ("prologue", "epilogue")
 ROWS = (
     KernelDef("embed", "embed", embed_float, bind_embed_float),
@@ -186,7 +198,15 @@ ROWS = (
     ),
     KernelDef("rope", "rope", rope, bind_rope, chunk=8),
     KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, chunk=8),
-    KernelDef("attention", "attention", attention, bind_attention),
+    KernelDef(
+        "attention", "attention", attention, bind_attention, ATTENTION_TILE,
+        max_rows=ATTENTION_ROWS, fit=partial(fit_attention, 1),
+    ),
+    KernelDef(
+        "attention_tiles", "attention", attention, bind_attention,
+        (("tokens", 4), *ATTENTION_TILE[1:]),
+        min_rows=ATTENTION_ROWS + 1, fit=partial(fit_attention, ATTENTION_TOKENS),
+    ),
     *(
         KernelDef(
             f"elementwise_{op}", op, elementwise, bind_elementwise,

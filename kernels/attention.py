@@ -1,4 +1,11 @@
-"""Attention over a paged KV cache: blocks of 32 tokens, keys as [D][32], values as [32][D]."""
+"""Attention over a paged KV cache: blocks of 32 tokens, keys as [D][32], values as [32][D].
+
+A task attends for a tile of rows, (token, head) pairs that share a KV head, so that a key or value
+is loaded and made a float once for all of them. Positions are taken in spans of 256 on every path:
+the scores of a span, their softmax (arXiv 1706.03762), the sum of its values, which then joins the
+sums of the spans before it (arXiv 1805.02867, 2205.14135). A position that a row does not see has
+weight 0 exactly, so the bits of a row depend neither on its tile nor on who computes its spans.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +17,7 @@ from ondevice.lang import (
     fma,
     i32,
     index,
+    inline,
     iota,
     kernel,
     load,
@@ -23,7 +31,9 @@ from ondevice.lang import (
     unroll,
     vec,
 )
-from ondevice.lang.math import exp
+from ondevice.lang.math import exp_below
+
+SPAN = 256  # positions under one softmax
 
 
 @kernel
@@ -50,6 +60,138 @@ def kv_write(
             store(kv, block, layer, 1, g, t * D + d, value, count=D - d)
 
 
+@inline
+def stage_queries(
+    queries, q: f32[S, H, D], base, step, head, *, rows: int, heads: int, scale: float
+):
+    """queries[m] = scale * q of row m: token base + m // heads * step, head `head` + m % heads"""
+    for m in range(rows):
+        s = min(base + m // heads * step, S - 1)
+        for d in range(0, D, 16):
+            store(queries, m, d, load(q, s, head + m % heads, d, lanes=16, count=D - d) * scale)
+
+
+@inline
+def score_span(
+    weights, peaks, queries, kv, block_table, row, layer, g, first, last, seen, step, vectors,
+    *, KV: DType, head_dim: int, rows: int, heads: int, keys: int,
+):  # fmt: skip
+    """weights[m, t] = score of row m and position t of the span, -1e30 where the row sees none
+
+    `keys` vectors of 16 positions at once. The span starts at block `first` of the conversation,
+    whose last is `last`; row m sees `seen` + m // heads * step of its positions.
+    """
+    for m in range(rows):
+        store(peaks, m, 0, vec(-1e30, 16))
+    for v in range(0, vectors, keys):
+        blocks = registers(index(0), ceildiv(keys, 2))
+        for i in unroll(ceildiv(keys, 2)):
+            blocks[i] = index(block_table[row, min(first + v // 2 + i, last)])
+        dots = registers(vec(0.0, 16), rows, keys)
+        for d in range(head_dim):
+            key = registers(vec(0.0, 16), keys)
+            for i in unroll(keys):
+                at = d * 32 + (i % 2 * 16 if keys > 1 else v % 2 * 16)
+                key[i] = cast(f32, load(kv, blocks[i // 2], layer, 0, g, at, lanes=16))
+            for m in unroll(rows):
+                query = vec(queries[m, d], 16)
+                for i in unroll(keys):
+                    dots[m, i] = fma(query, key[i], dots[m, i])
+        for m in unroll(rows):
+            end = vec(cast(i32, seen + m // heads * step - v * 16), 16)
+            peak = load(peaks, m, 0, lanes=16)
+            for i in unroll(keys):
+                score = select(iota(16) + 16 * i < end, dots[m, i], vec(-1e30, 16))
+                store(weights, m, (v + i) * 16, score)
+                peak = max(peak, score)
+            store(peaks, m, 0, peak)
+
+
+@inline
+def weigh_span(weights, peaks, state, vectors, *, rows: int):
+    """Scores become weights; state[m] = (peak, total) so far and the factors of (old, new) sums"""
+    for m in range(rows):
+        peak = reduce_max(load(peaks, m, 0, lanes=16))
+        total = vec(0.0, 16)
+        for v in range(vectors):
+            weight = exp_below(load(weights, m, v * 16, lanes=16) - vec(peak, 16))
+            store(weights, m, v * 16, weight)
+            total = total + weight
+        top = max(state[m, 0], peak)
+        old = exp_below(state[m, 0] - top)
+        new = exp_below(peak - top)
+        state[m, 0] = top
+        state[m, 1] = fma(state[m, 1], old, reduce_add(total) * new)
+        state[m, 2] = old
+        state[m, 3] = new
+
+
+@inline
+def add_values(
+    sums, state, weights, kv, block_table, row, layer, g, first, count, column,
+    *, KV: DType, head_dim: int, rows: int, columns: int, whole: bool,
+):  # fmt: skip
+    """sums += weights . values of a span, `columns` vectors of 16 elements from `column` on"""
+    acc = registers(vec(0.0, 16), rows, columns)
+    for b in range(ceildiv(count, 32)):
+        block = index(block_table[row, first + b])
+        for t in range(min(32, count - b * 32)):
+            value = registers(vec(0.0, 16), columns)
+            for c in unroll(columns):
+                d = column + c * 16
+                at = t * head_dim + d
+                left = 16 if whole else head_dim - d
+                value[c] = cast(f32, load(kv, block, layer, 1, g, at, lanes=16, count=left))
+            for m in unroll(rows):
+                weight = vec(weights[m, b * 32 + t], 16)
+                for c in unroll(columns):
+                    acc[m, c] = fma(weight, value[c], acc[m, c])
+    for m in unroll(rows):
+        old = vec(state[m, 2], 16)
+        new = vec(state[m, 3], 16)
+        for c in unroll(columns):
+            d = column + c * 16
+            store(sums, m, d, fma(load(sums, m, d, lanes=16), old, acc[m, c] * new))
+
+
+@inline
+def attend_span(
+    queries, weights, peaks, state, sums, kv, block_table, row, layer, g, span, position, step,
+    length,
+    *, KV: DType, head_dim: int, rows: int, heads: int, keys: int, columns: int,
+):  # fmt: skip
+    """The rows' state and sums go over one more span; `length` tokens from `position` on"""
+    first = span * (SPAN // 32)
+    seen = position + 1 - span * SPAN
+    count = min(SPAN, seen + length - 1)
+    vectors = ceildiv(ceildiv(count, 16), keys) * keys
+    score_span(
+        weights, peaks, queries, kv, block_table, row, layer, g, first,
+        (position + length - 1) // 32, seen, step, vectors,
+        KV=KV, head_dim=head_dim, rows=rows, heads=heads, keys=keys,
+    )  # fmt: skip
+    weigh_span(weights, peaks, state, vectors, rows=rows)
+    wide = columns * 16
+    for group in range(head_dim // wide):
+        add_values(
+            sums, state, weights, kv, block_table, row, layer, g, first, count, group * wide,
+            KV=KV, head_dim=head_dim, rows=rows, columns=columns, whole=True,
+        )  # fmt: skip
+    if head_dim % wide != 0:
+        add_values(
+            sums, state, weights, kv, block_table, row, layer, g, first, count,
+            head_dim // wide * wide,
+            KV=KV, head_dim=head_dim, rows=rows, columns=ceildiv(head_dim % wide, 16),
+            whole=head_dim % 16 == 0,
+        )  # fmt: skip
+
+
+@inline
+def follows(positions, sequence, s, before):
+    """Whether token s stands right behind token `before` in the same conversation"""
+    return positions[s] == positions[before] + 1 and sequence[s] == sequence[before]
+
+
 @kernel
 def attention(
     q: f32[S, H, D],
@@ -62,48 +204,84 @@ def attention(
     *,
     KV: DType,
     scale: float,
+    tokens: int,
+    heads: int,
+    keys: int,
+    columns: int,
 ):
     """y[s, h] = softmax(scale * q[s, h] . keys) . values over positions 0..positions[s]
 
-    Online softmax (arXiv 1805.02867): blocks in order, each as a whole, so the bits of a row do not
-    depend on what else is in the step.
+    A tile is `tokens` tokens in a row of one conversation, by `heads` heads of one KV head. Where
+    the tokens do not follow each other, they are attended one after the other.
     """
-    weights = scratch(f32, 32)
-    for s, h in parallel(S, H):
-        g = h // (H // G)
-        last = index(positions[s])
-        row = index(sequence[s])
-        out = registers(vec(0.0, 16), ceildiv(D, 16))
-        top = cast(f32, -1e30)
-        total = cast(f32, 0.0)
-        for b in range(last // 32 + 1):
-            block = index(block_table[row, b])
-            left = last - b * 32 + 1
-            low = vec(0.0, 16)
-            high = vec(0.0, 16)
-            for d in range(D):
-                query = vec(q[s, h, d], 16)
-                low = fma(query, cast(f32, load(kv, block, layer, 0, g, d * 32, lanes=16)), low)
-                high = fma(
-                    query, cast(f32, load(kv, block, layer, 0, g, d * 32 + 16, lanes=16)), high
-                )
-            valid = cast(i32, min(left, 32))
-            low = select(iota(16) < vec(valid, 16), low * scale, vec(-1e30, 16))
-            high = select(iota(16) + 16 < vec(valid, 16), high * scale, vec(-1e30, 16))
-            peak = max(top, max(reduce_max(low), reduce_max(high)))
-            low = exp(low - vec(peak, 16))
-            high = exp(high - vec(peak, 16))
-            store(weights, 0, low)
-            store(weights, 16, high)
-            keep = exp(top - peak)
-            total = total * keep + reduce_add(low + high)
-            top = peak
-            for c in unroll(ceildiv(D, 16)):
-                out[c] = out[c] * vec(keep, 16)
-            for t in range(min(left, 32)):
-                weight = vec(weights[t], 16)
+    queries = scratch(f32, tokens * heads, ceildiv(D, 16) * 16)
+    weights = scratch(f32, tokens * heads, SPAN)
+    peaks = scratch(f32, tokens * heads, 16)
+    state = scratch(f32, tokens * heads, 4)
+    sums = scratch(f32, tokens * heads, ceildiv(D, 16) * 16)
+    for part, tile in parallel(H // heads, ceildiv(S, tokens)):
+        head = part * heads
+        start = tile * tokens
+        number = min(tokens, S - start)
+        together = cast(i32, 1)
+        for i in range(1, number):
+            if not follows(positions, sequence, start + i, start + i - 1):
+                together = cast(i32, 0)
+        step = index(together)
+        length = number if step == 1 else 1
+        for run in range(number if step == 0 else 1):
+            base = start + run
+            position = index(positions[base])
+            row = index(sequence[base])
+            stage_queries(
+                queries, q, base, step, head, rows=tokens * heads, heads=heads, scale=scale
+            )
+            for m in range(tokens * heads):
+                state[m, 0] = cast(f32, -1e30)
+                state[m, 1] = cast(f32, 0.0)
+                for d in range(0, D, 16):
+                    store(sums, m, d, vec(0.0, 16))
+            for span in range(ceildiv(position + length, SPAN)):
+                attend_span(
+                    queries, weights, peaks, state, sums, kv, block_table, row, layer,
+                    head // (H // G), span, position, step, length,
+                    KV=KV, head_dim=D, rows=tokens * heads, heads=heads, keys=keys,
+                    columns=columns,
+                )  # fmt: skip
+            for m in range(length * heads):
+                share = vec(1.0 / state[m, 1], 16)
                 for c in unroll(ceildiv(D, 16)):
-                    value = load(kv, block, layer, 1, g, t * D + c * 16, lanes=16, count=D - c * 16)
-                    out[c] = fma(weight, cast(f32, value), out[c])
-        for c in unroll(ceildiv(D, 16)):
-            store(y, s, h, c * 16, out[c] / vec(total, 16), count=D - c * 16)
+                    # + 0.0: sums that end at -0.0 on one path may end at 0.0 on another
+                    value = load(sums, m, c * 16, lanes=16) * share + 0.0
+                    s = base + m // heads
+                    store(y, s, head + m % heads, c * 16, value, count=D - c * 16)
+
+
+def attention_tile(shared: int, head_dim: int, room: int, tokens: int) -> dict[str, int]:
+    """Up to `tokens` tokens by heads of the `shared` heads of a KV head, in `room` registers.
+
+    A register holds 16 lanes. Each of `keys` (`columns`) vectors of keys (values) at once takes one
+    for itself and one for each row, and the row's factor takes one; the fewer the rows, the more
+    vectors are needed for sums that do not wait for each other. Heads are preferred to tokens:
+    their tile sees fewer positions in vain.
+    """
+
+    def vectors(rows: int, most: int) -> int:
+        return max(1, min(most, (room - 1) // (rows + 1)))
+
+    most = (room - 1) // (2 if room >= 16 else 1) - 1
+    rows_of = {
+        heads: heads * min(tokens, most // heads)
+        for heads in range(1, min(shared, most) + 1)
+        if shared % heads == 0
+    }
+    enough = 0.7 * max(rows_of.values())
+    heads = max(heads for heads, rows in rows_of.items() if rows >= enough)
+    rows = rows_of[heads]
+    groups = -(-head_dim // (16 * vectors(rows, 8)))
+    return {
+        "tokens": rows // heads,
+        "heads": heads,
+        "keys": 1 << (vectors(rows, 8).bit_length() - 1),
+        "columns": -(-head_dim // (16 * groups)),
+    }

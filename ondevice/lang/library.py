@@ -59,6 +59,8 @@ class KernelDef:
     holes: tuple[str, ...] = ()  # in the kernel's order; see `hole_steps`
     chunk: int = 1  # tasks a worker claims at once
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
+    # The tile for a node and a number of registers of 16 lanes, where the kernel knows it itself.
+    fit: Callable[[Node, Types, int], Attrs] | None = None
 
     def held(self, tokens: int, blocks: int) -> int:
         """Vectors that a tile wants in registers at once."""

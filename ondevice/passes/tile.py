@@ -24,8 +24,11 @@ def tile(graph: Graph, context: Context) -> Graph:
     kernels = context.library.kernels
 
     def tiled(choice: Choice, node: Node) -> Choice:
+        row = kernels[choice.kernel]
+        if row.fit is not None:
+            return replace(choice, schedule=row.fit(node, types, room))
         features = types[node.output.name].shape[-1].static or 0
-        return _tiled(choice, kernels[choice.kernel], features, room)
+        return _tiled(choice, row, features, room)
 
     return graph.with_nodes(
         tuple(

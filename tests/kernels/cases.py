@@ -24,7 +24,9 @@ from ondevice.quant.scheme import SCHEMES, activation_shape
 
 Array = npt.NDArray[Any]
 
-BATCH, VOCAB, WIDTH = 2, 40, 2  # conversations, rows of the embedding, KV blocks of a conversation
+BATCH, VOCAB = 2, 40  # conversations, rows of the embedding
+
+PROMPT = "-prompt"  # tokens that follow each other over the end of a span of 256, and one other
 
 PLAIN_INPUTS = """\
 input x: f32[S, {n}]
@@ -35,7 +37,7 @@ weight w: f32[{n}]
 ADDRESSING = """\
 input positions: i32[S]
 input sequence: i32[S]
-input block_table: i32[B, 2]
+input block_table: i32[B, {width}]
 """
 MATMUL = """\
 input x: f32[S, {k}]{x}
@@ -139,9 +141,12 @@ def kv_texts(head_dim: int, heads: int, kv_heads: int, dtype: str) -> Iterator[t
         "dtype": dtype,
     }
     name = f"{heads}x{head_dim}/{kv_heads}-{dtype}"
-    yield f"kv_write-{name}", ADDRESSING + KV_WRITE.format(**sizes)
+    short, long = (ADDRESSING.format(width=width) for width in (2, 9))
+    yield f"kv_write-{name}", short + KV_WRITE.format(**sizes)
     sizes.update(features=heads * head_dim, heads=heads, head_dim=head_dim)
-    yield f"attention-{name}", ADDRESSING + ATTENTION.format(**sizes, scale=head_dim**-0.5)
+    text = ATTENTION.format(**sizes, scale=head_dim**-0.5)
+    yield f"attention-{name}", short + text
+    yield f"attention-{name}{PROMPT}", long + text
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -191,7 +196,8 @@ def case(name: str, rows: int) -> Case:
     result = [line for line in body.splitlines() if not line.startswith(("input", "weight", " "))]
     graph = verify(parse_graph(f'graph "case"\n{body}return ({result[0].split(":")[0]})\n'))
     rng = np.random.default_rng(rows)
-    sizes = {"S": rows, "L": rows + 3, "B": BATCH, "P": BATCH * WIDTH}
+    width = next((v.type.shape[1].static for v in graph.inputs if v.name == "block_table"), 0)
+    sizes = {"S": rows, "L": rows + 3, "B": BATCH, "P": BATCH * (width or 0)}
     values, packed = {}, {}
     for value in (*graph.inputs, *graph.weights):
         shape = tuple(d.evaluate(sizes) for d in value.type.shape)
@@ -199,6 +205,8 @@ def case(name: str, rows: int) -> Case:
         if value.type.scheme:
             kept = quantized if value.type.scheme == ACTIVATIONS else weights
             values[value.name], packed[value.name] = kept(values[value.name], value.type.scheme)
+    if name.endswith(PROMPT):
+        values["positions"], values["sequence"] = prompt(rows)
     if graph.nodes[0].op == "attention":
         values["kv"] = written_cache(rng, values, layer=1)
     return Case(name, graph.nodes[0], graph.types(), sizes, values, packed)
@@ -217,8 +225,17 @@ def random_array(
     if name == "positions":  # different ones within a conversation, in both of its blocks
         return (np.arange(shape[0]) // BATCH * 29 % 64).astype(np.int32)
     if name == "block_table":
-        return rng.permutation(BATCH * WIDTH).astype(np.int32).reshape(shape)
+        return rng.permutation(shape[0] * shape[1]).astype(np.int32).reshape(shape)
     return rng.standard_normal(shape).astype(type_.dtype.np)
+
+
+def prompt(rows: int) -> tuple[Array, Array]:
+    """(positions, sequence) of a prompt that starts before a span ends, and of a token behind it"""
+    positions = np.arange(253, 253 + rows, dtype=np.int32)
+    sequence = np.ones(rows, np.int32)
+    if rows > 1:
+        positions[-1], sequence[-1] = 34, 0
+    return positions, sequence
 
 
 def weights(values: Array, scheme: str) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ VARIANTS = {v.name: frozenset(v.features) for v in targets.load("host").cpu.vari
 # exponentials round differently; rows that are not here do the reference's arithmetic exactly.
 TOLERANCE = {
     "attention": 1e-6,
+    "attention_tiles": 1e-6,
     "elementwise_silu": 3e-7,
     "embed_int": 3e-7,
     "gemv": 1e-6,
@@ -130,14 +131,18 @@ def test_tokens_are_written_alone_as_together(name: str, best_features: frozense
 
 @pytest.mark.parametrize(("row", "name"), [p for p in PAIRS if LIBRARY.kernels[p[0]].tile])
 def test_bits_do_not_depend_on_the_tile(row: str, name: str, best_features: frozenset[str]) -> None:
+    definition, example = LIBRARY.kernels[row], case(name, 7)
+    if definition.fit is None:
+        tiles = [tuple(tile.items()) for tile in TILES[definition.tile[0][0]]]
+    else:
+        tiles = [definition.fit(example.node, example.types, room) for room in (8, 16, 32)]
     expected = plain(row, name, 7)
-    for tile in TILES[LIBRARY.kernels[row].tile[0][0]]:
-        got = bound(row, name, 7, tuple(tile.items())).compiled(best_features)
-        assert_same_bits(got, expected)
+    for tile in tiles:
+        assert_same_bits(bound(row, name, 7, tile).compiled(best_features), expected)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("matmul")])
-def test_all_kernels_of_a_matmul_give_the_same_bits(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("matmul", "attention"))])
+def test_all_kernels_of_an_op_give_the_same_bits(name: str) -> None:
     first, *others = [row for row, of in PAIRS if of == name]
     assert others, "one kernel for few rows, one for many"
     for other in others:

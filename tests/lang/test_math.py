@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ondevice.lang import Chain, Inline, ceildiv, f32, kernel, load, parallel, store
-from ondevice.lang.math import exp, gelu_tanh, sigmoid, silu, tanh
+from ondevice.lang.math import exp, exp_below, gelu_tanh, sigmoid, silu, tanh
 
 
 @kernel
@@ -51,6 +51,17 @@ def test_accurate_and_same_bits(f, same_bits):
         apply_scalar, [INPUTS[::16].copy(), np.zeros_like(INPUTS[::16])], {"f": Chain((f,))}
     )
     assert one.tobytes() == y[::16].tobytes()
+
+
+def test_exp_below(same_bits):
+    x = INPUTS[INPUTS <= 0]
+    _, y = same_bits(apply, [x, np.zeros_like(x)], {"f": Chain((exp_below,))})
+    assert (y[x < -86] == 0).all() and (y[x == 0] == 1).all()
+    near = x >= -86
+    assert np.abs(y[near] / np.exp(x[near].astype(np.float64)) - 1).max() < 4e-7
+    x = np.array([-np.inf, -1e30, -104, -86.1, np.nan], np.float32)
+    _, y = same_bits(apply, [x, np.ones_like(x)], {"f": Chain((exp_below,))})
+    assert (y[:4] == 0).all() and np.isnan(y[4])
 
 
 def test_exp_at_its_ends(same_bits):
