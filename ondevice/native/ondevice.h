@@ -155,8 +155,8 @@ typedef struct od_sampling {
     uint32_t text_flags;        /* of the text, as for od_text_stream_open */
     /* Text that ends the answer, wherever tokens begin and end in it: the first that is complete,
      * of several the longest. It is not delivered, and the conversation keeps what comes before it:
-     * where a token lies on both sides, the part before is encoded anew, so that the next turn
-     * continues the text that was shown. */
+     * where a token lies on both sides, the part before is encoded anew (left out, if no tokens say
+     * exactly that), so that the next turn continues the text that was shown. */
     int32_t stop_string_count;  /* at most OD_STOP_STRINGS */
     const od_stop_string *stop_strings;
 } od_sampling;

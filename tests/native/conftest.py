@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.typing import NDArray
 
 from ondevice.bundle.descriptor import CPU_FEATURES, pack_weights_header
@@ -37,7 +38,9 @@ from ondevice.codegen.link import (
 from ondevice.dims import Extent
 from ondevice.dtypes import f32
 from ondevice.runtime.native import Library, NativeEngine, model_descriptor
+from ondevice.runtime.tokenizer import Tokenizer
 from ondevice.targets import load
+from ondevice.tokenizer import compile_tokenizer
 
 HERE = Path(__file__).parent
 TOY_ABI = "700e".ljust(64, "0")
@@ -110,6 +113,42 @@ def open_toy(toy: Toy, libondevice: Library, request: pytest.FixtureRequest) -> 
 
 
 OpenToy = Callable[..., NativeEngine]
+
+# Single bytes of "é", "日" and "😀" are tokens of their own, as byte-level tokenizers have them.
+TOY_BYTES = [*"abcdefghijklmnop", "Ġ", "Ċ", ".", "#", *"Ã©", *"æĹ¥", *"ðŁĺĢ"]
+
+
+def toy_tokens() -> tuple[list[str], list[tuple[str, str]]]:
+    """97 tokens, of which the first two are special, and how the longer ones are put together."""
+    tokens, merges = ["<s>", "</s>", *TOY_BYTES], []
+    starts = [*"abcĠ.#Ċ", "ab", "Ġa", "##", "Ã©", ".Ċ"]
+    for left in starts:
+        for right in (*"ab.#Ċ", "Ġ"):
+            if len(tokens) < 97 and left + right not in tokens and left in tokens:
+                tokens.append(left + right)
+                merges.append((left, right))
+    return tokens, merges
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer_data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A byte-level tokenizer for the toy model, compiled."""
+    tokens, merges = toy_tokens()
+    vocab = {token: number for number, token in enumerate(tokens)}
+    library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    library.decoder = tokenizers.decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "</s>"])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    library.save(str(path))
+    return compile_tokenizer(path, vocab_size=97).data
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer(runtime_path: Path, toy_tokenizer_data: bytes) -> Tokenizer:
+    return Tokenizer(runtime_path, toy_tokenizer_data)
 
 
 # ---- the same model as the compiler would make it ----
