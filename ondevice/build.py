@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from ondevice.bundle.program import KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
 from ondevice.checkpoint.generation import end_tokens, first_token, read_sampling
-from ondevice.checkpoint.open import Checkpoint, open_checkpoint
+from ondevice.checkpoint.hub import fetch
+from ondevice.checkpoint.open import Checkpoint, architecture_of, open_checkpoint
 from ondevice.checkpoint.weights import bind
 from ondevice.codegen.cache import cached
 from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
@@ -69,7 +70,7 @@ def build(
         raise RecipeError(f"stopping after {stop_after!r} shows nothing without a dump directory")
     target = targets.load(recipe.target)
     report = QuantReport() if report is None else report
-    with open_checkpoint(recipe.model) as checkpoint:
+    with open_checkpoint(_locate(recipe.model, progress)) as checkpoint:
         family = family_of(checkpoint.architecture)
         config = family.parse_config(checkpoint.config)
         tensors = bind(family.weights(config), checkpoint.tensors)
@@ -106,6 +107,17 @@ def build(
                 libraries=names,
                 tensors=weights.entries,
             )
+
+
+def _locate(model: str, progress: Progress) -> Path:
+    """The checkpoint's directory; from the hub it is fetched, if a family knows its config.json."""
+    if Path(model).is_dir():
+        return Path(model)
+
+    def accept(config: Mapping[str, Any]) -> None:
+        family_of(architecture_of(Path("config.json"), config)).parse_config(config)
+
+    return fetch(model, progress, accept)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,11 @@ class PassesRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One build. `model` is a checkpoint directory; `target` a row of targets/catalog.toml."""
+    """One build.
+
+    `model` is a checkpoint directory, or `org/name` or `org/name@revision` on the Hugging Face
+    hub; `target` is a row of targets/catalog.toml.
+    """
 
     name: str
     model: str
@@ -92,15 +96,16 @@ class Recipe:
 def load_recipe(
     name: str,
     *,
-    model: Path | None = None,
+    model: str | Path | None = None,
     target: str | None = None,
     settings: Sequence[str] = (),
 ) -> Recipe:
     """The recipe that MODEL means, edited by the command line.
 
-    `name` is a checkpoint directory (built with the default recipe), a `.toml` file, or the name
-    of a bundled recipe. `model` replaces its checkpoint, `target` its target, and `settings` are
-    `key=value` texts. The result's `model` is a directory that exists. Raises RecipeError.
+    `name` is a checkpoint directory (built with the default recipe), a `.toml` file, the name of a
+    bundled recipe, or a model on the hub (the default recipe again). `model` replaces its
+    checkpoint, `target` its target, and `settings` are `key=value` texts. The result's `model` is a
+    directory that exists, or the name of a model on the hub. Raises RecipeError.
     """
     source, table, home = _find(name)
     recipe = read_table(Recipe, table, _failing(source))
@@ -108,10 +113,31 @@ def load_recipe(
         recipe = dataclasses.replace(recipe, target=target)
     for setting in settings:
         recipe = edit(recipe, setting)
-    chosen = Path(model) if model is not None else home / recipe.model
-    if not (chosen / "config.json").is_file():
-        raise RecipeError(_no_checkpoint(recipe, chosen, source, model is not None))
-    return dataclasses.replace(recipe, model=str(chosen))
+    wanted = recipe.model if model is None else str(model)
+    chosen = Path(wanted) if model is not None else home / wanted
+    if (chosen / "config.json").is_file():
+        wanted = str(chosen)
+    elif chosen.is_dir():
+        raise RecipeError(
+            f"{source}: {chosen} is not a checkpoint directory: it has no config.json"
+        )
+    elif not is_hub_name(wanted):
+        raise RecipeError(
+            f"{source}: there is no checkpoint directory {chosen}; name one that you have, or a "
+            "model on the hub as org/name, with --model"
+        )
+    return dataclasses.replace(recipe, model=wanted)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form `org/name` or `org/name@revision`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.][\w./-]*)?", name) is not None
+
+
+def split_hub_name(name: str) -> tuple[str, str]:
+    """(`org/name`, the revision, "main" where it names none)."""
+    repo, _, revision = name.partition("@")
+    return repo, revision or "main"
 
 
 def edit(recipe: Recipe, setting: str) -> Recipe:
@@ -132,25 +158,30 @@ def bundled_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
+def bundled_models() -> list[str]:
+    """The models on the hub that the bundled recipes are for."""
+    models = [_parse(path).get("model", "") for path in bundled_recipes().values()]
+    return [model for model in models if is_hub_name(model)]
+
+
 def _find(name: str) -> tuple[str, dict[str, Any], Path]:
     """(what to call it in messages, its table, the directory its paths are relative to)."""
     path = Path(name)
     if path.suffix == ".toml":
         return name, _parse(path), path.parent
     if (path / "config.json").is_file():
-        return name, {"name": _file_name(path), "model": "."}, path
+        return name, {"name": _file_name(path.resolve().name), "model": "."}, path
     bundled = bundled_recipes()
     if name in bundled:
         return name, _parse(bundled[name]), bundled[name].parent
     if path.is_dir():
-        raise RecipeError(f"{name} is not a checkpoint directory: it has no config.json")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise RecipeError(
-            f"{name!r} is no directory here, and downloads from a model hub are not built yet; "
-            "download the checkpoint and name its directory"
-        )
+        raise RecipeError(f"{name} is no checkpoint directory: it has no config.json")
+    if is_hub_name(name):
+        repo, _ = split_hub_name(name)
+        return name, {"name": _file_name(repo.partition("/")[2]), "model": name}, Path()
     raise RecipeError(
-        f"{name!r} is no directory, no .toml file and no bundled recipe{nearest(name, bundled)}"
+        f"{name!r} is no directory, no .toml file, no model on the hub (org/name) and no bundled "
+        f"recipe{nearest(name, bundled)}"
     )
 
 
@@ -190,20 +221,6 @@ def _failing(source: str) -> Fail:
     return lambda message: RecipeError(f"{source}: {message}")
 
 
-def _file_name(path: Path) -> str:
-    """The directory's name, made fit for a recipe's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("-._") or "model"
-
-
-def _no_checkpoint(recipe: Recipe, chosen: Path, source: str, asked: bool) -> str:
-    if chosen.is_dir():
-        return f"{source}: {chosen} is not a checkpoint directory: it has no config.json"
-    if source in bundled_recipes() and not asked:
-        return (
-            f"{source} is a recipe for {recipe.model}, and downloads from a model hub are not "
-            "built yet; name a directory that holds the checkpoint with --model PATH"
-        )
-    return (
-        f"{source}: there is no checkpoint directory {chosen}; "
-        f"name one that you have with --model PATH (the recipe asks for {recipe.model!r})"
-    )
+def _file_name(name: str) -> str:
+    """`name` made fit for a recipe's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"

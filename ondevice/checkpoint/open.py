@@ -77,14 +77,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config = parse_json(config_file, config_file.read_bytes())
     return Checkpoint(
         path,
-        _architecture(config_file, config),
+        architecture_of(config_file, config),
         config,
         parse_json(generation, generation.read_bytes()) if generation.is_file() else {},
         _open_tensors(path),
     )
 
 
-def _architecture(file: Path, config: Mapping[str, Any]) -> str:
+def architecture_of(file: Path, config: Mapping[str, Any]) -> str:
+    """The one name under "architectures" of config.json. Raises CheckpointError."""
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f'{file}: "architectures" must name one architecture, not {names!r}')

@@ -157,6 +157,11 @@ def open_sharded(index: Path) -> dict[str, TensorInfo]:
     return {tensor.name: tensor for tensor in opened}
 
 
+def shards_of(index: Path) -> list[str]:
+    """The files that a `model.safetensors.index.json` names. Raises CheckpointError."""
+    return sorted(set(_weight_map(index).values()))
+
+
 def close_files(tensors: Iterable[TensorInfo]) -> None:
     """Close the descriptors behind these tensors, each once."""
     for fd in {tensor.fd for tensor in tensors}:

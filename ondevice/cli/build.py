@@ -16,7 +16,8 @@ def build(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A directory with config.json, a recipe file, or a bundled recipe's name.",
+            help="A directory with config.json, a recipe file, a bundled recipe's name, or "
+            "org/name[@revision] on the Hugging Face hub.",
         ),
     ],
     target: Annotated[
@@ -30,8 +31,8 @@ def build(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe."),
     ] = None,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="PATH", help="The checkpoint, in place of the recipe's."),
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The checkpoint (a directory or org/name)."),
     ] = None,
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every stage of the build here.")

@@ -43,7 +43,6 @@ def test_help_imports_nothing_heavy() -> None:
         (["build", "storys260k"], "did you mean 'stories260k'"),
         (["build", "stories260k", "--set", "quant.defalt=f32"], "did you mean 'default'"),
         (["build", "stories260k", "--target", "linux-x86-64"], "did you mean 'linux-x86_64'"),
-        (["build", "org/name"], "downloads from a model hub are not built yet"),
         (["run", "nowhere.bundle", "--prompt", "x"], "nowhere.bundle does not exist"),
         (["inspect", "."], "it has no manifest.json"),
         (["verify", "."], "it has no manifest.json"),

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from ondevice import targets
-from ondevice.errors import RecipeError
 from ondevice.quant.scheme import scheme_named
-from ondevice.recipe import bundled_recipes, load_recipe
+from ondevice.recipe import bundled_models, bundled_recipes, is_hub_name, load_recipe
 
 NAMES = sorted(bundled_recipes())
 
@@ -42,6 +41,7 @@ def test_its_weights_can_all_be_floats(name: str, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "stories260k"])
-def test_a_model_that_is_not_here_is_asked_for(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"{name} is a recipe for .*with --model PATH"):
-        load_recipe(name)
+def test_its_model_is_one_of_the_hub(name: str) -> None:
+    model = load_recipe(name).model
+    assert is_hub_name(model)
+    assert model in bundled_models()

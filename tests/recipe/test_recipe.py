@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from ondevice.errors import RecipeError
-from ondevice.recipe import QuantRecipe, Recipe, edit, load_recipe
+from ondevice.recipe import (
+    QuantRecipe,
+    Recipe,
+    edit,
+    is_hub_name,
+    load_recipe,
+    split_hub_name,
+)
 from ondevice.tables import read_table, write_table
 
 
@@ -93,7 +100,7 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path, text: str, message: 
     ("name", "message"),
     [
         ("stories260", "did you mean 'stories260k'"),
-        ("HuggingFaceTB/SmolLM2-135M", "downloads from a model hub are not built yet"),
+        ("a/b/c", "no directory, no .toml file, no model on the hub"),
         ("missing.toml", "cannot read recipe"),
         (".", "no config.json"),
     ],
@@ -104,6 +111,30 @@ def test_what_model_cannot_be(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=message):
         load_recipe(name)
+
+
+@pytest.mark.parametrize("name", ["org/Some.Model-7B", "org/Some.Model-7B@v1.0"])
+def test_a_name_on_the_hub_builds_with_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(name) == Recipe(name="Some.Model-7B", model=name)
+    assert load_recipe("stories260k", model=name).model == name
+    (tmp_path / "org" / "Some.Model-7B").mkdir(parents=True)
+    if "@" not in name:
+        with pytest.raises(RecipeError, match=r"no config\.json"):
+            load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("org/a", ("org/a", "main")), ("org/a@refs/pr/1", ("org/a", "refs/pr/1"))],
+)
+def test_names_on_the_hub(name: str, parts: tuple[str, str]) -> None:
+    assert is_hub_name(name)
+    assert split_hub_name(name) == parts
+    for other in ("a", "a/b/c", "/a/b", "../a", "a/", "a/b@", "a b/c"):
+        assert not is_hub_name(other)
 
 
 def test_the_command_line_edits_the_same_object(checkpoint: Path) -> None:
