@@ -18,7 +18,7 @@ from ondevice.kernels.matmul import matmul_float
 from ondevice.kernels.matmul_int import matmul_dequant, matmul_int
 from ondevice.kernels.norm import rms_scale, rmsnorm
 from ondevice.kernels.quantize import quantize_rows
-from ondevice.kernels.rope import rope
+from ondevice.kernels.rope import pairwise, rotate
 from ondevice.lang.library import Binding, KernelDef, Library, Types, View
 from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
 
@@ -124,11 +124,11 @@ def bind_matmul_dequant(node: Node, types: Types) -> Binding | None:
     return Binding(views, {**coding(SCHEMES[types[w].scheme]), "staged": bool(node.prologue)})
 
 
-def bind_rope(node: Node, types: Types) -> Binding:
-    x, angles = node.inputs
+def bind_pairwise(node: Node, types: Types) -> Binding:
+    """The anchor is the copy of its input; the op itself stands in the hole."""
     heads = int(node.attr("heads"))
-    y = by_head(node.output.name, types, heads)
-    return Binding((by_head(x, types, heads), View(angles, types[angles].shape), y))
+    names = node.inputs[0], node.output.name
+    return Binding(tuple(by_head(name, types, heads) for name in names))
 
 
 def bind_kv_write(node: Node, types: Types) -> Binding:
@@ -140,7 +140,8 @@ def bind_kv_write(node: Node, types: Types) -> Binding:
         by_head(v, types, kv_heads),
         *(View(name, types[name].shape) for name in addressing),
     )
-    return Binding(views, {"KV": types[kv].dtype}, {"layer": int(node.attr("layer"))})
+    constants = {"KV": types[kv].dtype, "staged": bool(node.prologue)}
+    return Binding(views, constants, {"layer": int(node.attr("layer"))})
 
 
 def bind_attention(node: Node, types: Types) -> Binding:
@@ -152,7 +153,11 @@ def bind_attention(node: Node, types: Types) -> Binding:
         *(View(name, types[name].shape) for name in addressing),
         by_head(node.output.name, types, heads),
     )
-    constants = {"KV": types[kv].dtype, "scale": float(node.attr("scale"))}
+    constants = {
+        "KV": types[kv].dtype,
+        "scale": float(node.attr("scale")),
+        "staged": bool(node.prologue),
+    }
     return Binding(views, constants, {"layer": int(node.attr("layer"))})
 
 
@@ -196,16 +201,16 @@ ROWS = (
         "gemm_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
         (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE,
     ),
-    KernelDef("rope", "rope", rope, bind_rope, chunk=8),
-    KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, chunk=8),
+    KernelDef("pairwise_rope", "rope", pairwise, bind_pairwise, holes=("apply",), chunk=8),
+    KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, holes=("pairs",), chunk=8),
     KernelDef(
         "attention", "attention", attention, bind_attention, ATTENTION_TILE,
-        max_rows=ATTENTION_ROWS, fit=partial(fit_attention, 1),
+        max_rows=ATTENTION_ROWS, holes=("pairs",), fit=partial(fit_attention, 1),
     ),
     KernelDef(
         "attention_tiles", "attention", attention, bind_attention,
         (("tokens", 4), *ATTENTION_TILE[1:]),
-        min_rows=ATTENTION_ROWS + 1, fit=partial(fit_attention, ATTENTION_TOKENS),
+        min_rows=ATTENTION_ROWS + 1, holes=("pairs",), fit=partial(fit_attention, ATTENTION_TOKENS),
     ),
     *(
         KernelDef(
@@ -218,5 +223,12 @@ ROWS = (
 
 LIBRARY = Library(
     {row.name: row for row in ROWS},
-    {"add": add, "mul": mul, "silu": silu, "add_bias": add_bias, "normalize": normalize},
+    {
+        "add": add,
+        "mul": mul,
+        "silu": silu,
+        "add_bias": add_bias,
+        "normalize": normalize,
+        "rope": rotate,
+    },
 )

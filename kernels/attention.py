@@ -9,18 +9,22 @@ weight 0 exactly, so the bits of a row depend neither on its tile nor on who com
 
 from __future__ import annotations
 
+from ondevice.kernels.rope import load_pairs
 from ondevice.lang import (
     DType,
+    Inline,
     cast,
     ceildiv,
     f32,
     fma,
+    high,
     i32,
     index,
     inline,
     iota,
     kernel,
     load,
+    low,
     parallel,
     reduce_add,
     reduce_max,
@@ -47,28 +51,43 @@ def kv_write(
     layer: index,
     *,
     KV: DType,
+    pairs: Inline,
+    staged: bool,
 ):
     """Stores the step's keys and values at their positions; rounds to the cache's dtype"""
+    key = scratch(f32, D)
     for s, g in parallel(S, G):
         position = index(positions[s])
         block = index(block_table[index(sequence[s]), position // 32])
         t = position % 32
-        for d in range(D):
-            kv[block, layer, 0, g, d * 32 + t] = cast(KV, k[s, g, d])
+        if staged:
+            for d in range(0, D // 2, 16):
+                count = D // 2 - d
+                both = pairs(load_pairs(k, s, g, d, count), s, d, count)
+                store(key, d, low(both), count=count)
+                store(key, D // 2 + d, high(both), count=count)
+            for d in range(D):
+                kv[block, layer, 0, g, d * 32 + t] = cast(KV, key[d])
+        else:
+            for d in range(D):
+                kv[block, layer, 0, g, d * 32 + t] = cast(KV, k[s, g, d])
         for d in range(0, D, 16):
             value = cast(KV, load(v, s, g, d, lanes=16, count=D - d))
             store(kv, block, layer, 1, g, t * D + d, value, count=D - d)
 
 
 @inline
-def stage_queries(
-    queries, q: f32[S, H, D], base, step, head, *, rows: int, heads: int, scale: float
-):
-    """queries[m] = scale * q of row m: token base + m // heads * step, head `head` + m % heads"""
-    for m in range(rows):
-        s = min(base + m // heads * step, S - 1)
+def stage_query(queries, q: f32[S, H, D], m, s, h, *, pairs: Inline, staged: bool, scale: float):
+    """queries[m] = scale * q[s, h], its pairs prepared first"""
+    if staged:
+        for d in range(0, D // 2, 16):
+            count = D // 2 - d
+            both = pairs(load_pairs(q, s, h, d, count), s, d, count) * scale
+            store(queries, m, d, low(both), count=count)
+            store(queries, m, D // 2 + d, high(both), count=count)
+    else:
         for d in range(0, D, 16):
-            store(queries, m, d, load(q, s, head + m % heads, d, lanes=16, count=D - d) * scale)
+            store(queries, m, d, load(q, s, h, d, lanes=16, count=D - d) * scale)
 
 
 @inline
@@ -203,6 +222,8 @@ def attention(
     layer: index,
     *,
     KV: DType,
+    pairs: Inline,
+    staged: bool,
     scale: float,
     tokens: int,
     heads: int,
@@ -233,10 +254,11 @@ def attention(
             base = start + run
             position = index(positions[base])
             row = index(sequence[base])
-            stage_queries(
-                queries, q, base, step, head, rows=tokens * heads, heads=heads, scale=scale
-            )
             for m in range(tokens * heads):
+                s = min(base + m // heads * step, S - 1)
+                stage_query(
+                    queries, q, m, s, head + m % heads, pairs=pairs, staged=staged, scale=scale
+                )
                 state[m, 0] = cast(f32, -1e30)
                 state[m, 1] = cast(f32, 0.0)
                 for d in range(0, D, 16):
@@ -253,8 +275,7 @@ def attention(
                 for c in unroll(ceildiv(D, 16)):
                     # + 0.0: sums that end at -0.0 on one path may end at 0.0 on another
                     value = load(sums, m, c * 16, lanes=16) * share + 0.0
-                    s = base + m // heads
-                    store(y, s, head + m % heads, c * 16, value, count=D - c * 16)
+                    store(y, base + m // heads, head + m % heads, c * 16, value, count=D - c * 16)
 
 
 def attention_tile(shared: int, head_dim: int, room: int, tokens: int) -> dict[str, int]:

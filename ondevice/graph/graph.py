@@ -46,7 +46,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Applied:
-    """An elementwise op fused into an anchor; its input named "_" is the anchor's element."""
+    """An elementwise or pairwise op fused into an anchor; "_" in its inputs is what it changes."""
 
     op: str
     inputs: tuple[str, ...]
@@ -65,7 +65,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Node:
-    """`output = op(inputs)`, with elementwise ops applied to its first input and to its result.
+    """`output = op(inputs)`, with ops applied to the input that `OpDef.fed` says and to its result.
 
     `device` is set by partition, `choices` by select and tile.
     """

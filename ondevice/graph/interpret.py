@@ -24,11 +24,12 @@ def interpret(
 
 
 def evaluate(node: Node, values: Mapping[str, Array]) -> Array:
-    """The value of one node, its fused elementwise ops included."""
+    """The value of one node, its fused ops included."""
+    op = op_named(node.op)
     inputs = [values[name] for name in node.inputs]
     for applied in node.prologue:
-        inputs[0] = apply(applied, inputs[0], values)
-    result: Array = op_named(node.op).reference(*inputs, **dict(node.attrs))
+        inputs[op.fed] = apply(applied, inputs[op.fed], values)
+    result: Array = op.reference(*inputs, **dict(node.attrs))
     for applied in node.epilogue:
         result = apply(applied, result, values)
     return result

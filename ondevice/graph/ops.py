@@ -40,14 +40,16 @@ class OpDef:
     """One op. `infer` and `reference` have the same signature, over types and over arrays.
 
     `elementwise` ops compute each element of their result from the same element of one input (and
-    from broadcast rows or columns of the others), so they can be fused into an anchor. `state` is
-    the name of the input that the op consumes and returns changed ("" for pure ops).
+    from broadcast rows or columns of the others), so they can be fused into an anchor. `pairwise`
+    ops need the element half a head away too. `state` is the name of the input that the op consumes
+    and returns changed ("" for pure ops).
     """
 
     name: str
     infer: Callable[..., TensorType]
     reference: Callable[..., Array]
     elementwise: bool = False
+    pairwise: bool = False
     state: str = ""
 
     @cached_property
@@ -55,6 +57,11 @@ class OpDef:
         """Names of the inputs, in order."""
         parameters = inspect.signature(self.infer).parameters.values()
         return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+
+    @property
+    def fed(self) -> int:
+        """The input that a prologue prepares: the first that is not a state."""
+        return 1 if self.inputs[:1] == (self.state,) else 0
 
     @cached_property
     def attrs(self) -> dict[str, type]:
@@ -424,7 +431,7 @@ OPS: dict[str, OpDef] = {
         OpDef("mul", infer_same, mul, elementwise=True),
         OpDef("silu", infer_silu, silu, elementwise=True),
         OpDef("add_bias", infer_add_bias, add_bias, elementwise=True),
-        OpDef("rope", infer_rope, rope),
+        OpDef("rope", infer_rope, rope, pairwise=True),
         OpDef("kv_write", infer_kv_write, kv_write, state="kv"),
         OpDef("attention", infer_attention, attention),
     )

@@ -16,8 +16,9 @@ def verify(graph: Graph) -> Graph:
     """The graph itself. Raises GraphError naming the first node that breaks a rule, and its source.
 
     Names are unique and defined before use; types are those that the ops infer; ops and attributes
-    exist; fused ops are elementwise; a state (kv) is never read after an op has changed it;
-    row ranges of choices are not empty; storage names values of the graph.
+    exist; fused ops are elementwise, those of a prologue or pairwise; a state (kv) is never read
+    after an op has changed it; row ranges of choices are not empty; storage names values of the
+    graph.
     """
     types: dict[str, TensorType] = {}
     for value in (*graph.inputs, *graph.weights):
@@ -37,13 +38,16 @@ def verify(graph: Graph) -> Graph:
 
 def infer_node(node: Node, types: Mapping[str, TensorType]) -> TensorType:
     """The type of a node's result, its fused ops included. Raises GraphError."""
+    op = op_named(node.op)
     inputs = [types[name] for name in node.inputs]
     for applied in node.prologue:
-        if not inputs:
+        if len(inputs) <= op.fed:
             raise GraphError("a prologue needs an input to apply to")
-        inputs[0] = _infer_applied(applied, inputs[0], types)
-    result = op_named(node.op).infer_type(inputs, node.attrs)
+        inputs[op.fed] = _infer_applied(applied, inputs[op.fed], types)
+    result = op.infer_type(inputs, node.attrs)
     for applied in node.epilogue:
+        if not op_named(applied.op).elementwise:
+            raise GraphError(f"{applied.op} is not elementwise, so it cannot follow {node.op}")
         result = _infer_applied(applied, result, types)
     return result
 
@@ -52,7 +56,7 @@ def _infer_applied(
     applied: Applied, element: TensorType, types: Mapping[str, TensorType]
 ) -> TensorType:
     op = op_named(applied.op)
-    if not op.elementwise:
+    if not (op.elementwise or op.pairwise):
         raise GraphError(f"{applied.op} is not elementwise, so it cannot be fused")
     if applied.inputs.count("_") != 1:
         raise GraphError(f'the fused {applied.op} must read "_" once')

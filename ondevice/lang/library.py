@@ -92,9 +92,8 @@ class Library:
     @staticmethod
     def _holes_fit(row: KernelDef, node: Node) -> bool:
         takes_epilogue = "epilogue" in row.holes or "apply" in row.holes
-        return (not node.prologue or "prologue" in row.holes) and (
-            not node.epilogue or takes_epilogue
-        )
+        before = {prologue_hole(applied.op) for applied in node.prologue}
+        return before <= set(row.holes) and (not node.epilogue or takes_epilogue)
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,18 @@ def _specialized(
     return specialize(function, dict(dims), dict(constants))
 
 
+def prologue_hole(op: str) -> str:
+    """The hole that a kernel must have for this op to prepare its input."""
+    return "pairs" if OPS[op].pairwise else "prologue"
+
+
 def hole_steps(hole: str, node: Node) -> tuple[Applied, ...]:
-    """What fills a hole: the node's prologue or epilogue, or, for "apply", the node's own op."""
-    if hole == "prologue":
+    """What fills a hole: the node's prologue or epilogue, or, for "apply", the node's own op.
+
+    "prologue" and "epilogue" take 16 neighbours, "pairs" 16 of the first half of a head and the 16
+    half a head behind them, as one vector.
+    """
+    if hole in ("prologue", "pairs"):
         return node.prologue
     if hole == "epilogue":
         return node.epilogue

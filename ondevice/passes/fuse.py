@@ -1,8 +1,9 @@
-"""Elementwise ops move into the matmuls around them, so their results never reach memory.
+"""Elementwise ops move into the ops around them, so their results never reach memory.
 
 An op applied to a matmul's result becomes its epilogue; an op that only prepares the input of
-matmuls becomes the prologue of each of them, computed again per tile in worker scratch: little
-arithmetic beside the tile's own, for a whole tensor that is neither written nor read back.
+others becomes the prologue of each of them, computed again per tile in worker scratch: little
+arithmetic beside the tile's own, for a whole tensor that is neither written nor read back. So may
+a pairwise op, whose elements depend on one another within a head only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 from ondevice.graph.graph import Applied, Graph, Node
 from ondevice.graph.ops import OPS
+from ondevice.lang.library import prologue_hole
 from ondevice.passes.context import Context
 
 COMMUTATIVE = ("add", "mul")
@@ -67,23 +69,25 @@ def _fill_prologues(graph: Graph, context: Context) -> Graph:
         if _is_prologue(graph, context, node, users[name]):
             absorbed[name] = node
             continue
-        if node.inputs and node.inputs[0] in absorbed:
-            before = absorbed[node.inputs[0]]
+        fed = OPS[node.op].fed
+        if len(node.inputs) > fed and node.inputs[fed] in absorbed:
+            before = absorbed[node.inputs[fed]]
             step = Applied(before.op, ("_", *before.inputs[1:]), before.attrs)
+            inputs = (*node.inputs[:fed], before.inputs[0], *node.inputs[fed + 1 :])
             prologue = (step, *before.epilogue, *node.prologue)
-            node = replace(node, inputs=(before.inputs[0], *node.inputs[1:]), prologue=prologue)
+            node = replace(node, inputs=inputs, prologue=prologue)
         nodes.append(node)
     return graph.with_nodes(tuple(nodes))
 
 
 def _is_prologue(graph: Graph, context: Context, node: Node, users: list[Node]) -> bool:
-    """Whether every user of an elementwise node can compute it on the way in."""
-    name = node.output.name
-    if not OPS[node.op].elementwise or name in graph.outputs or not users or node.prologue:
+    """Whether every user of a node can compute it on the way in."""
+    name, op = node.output.name, OPS[node.op]
+    if not (op.elementwise or op.pairwise) or name in graph.outputs or not users or node.prologue:
         return False
     return all(
-        _takes(context, graph, user, "prologue")
-        and user.inputs[0] == name
+        _takes(context, graph, user, prologue_hole(node.op))
+        and user.inputs[OPS[user.op].fed] == name
         and user.reads().count(name) == 1
         for user in users
     )

@@ -76,12 +76,17 @@ y: f32[S, {k}] = embed(tokens, table)
 KV_WRITE = """\
 input k: f32[S, {features}]
 input v: f32[S, {features}]
+input angles: f32[S, {head_dim}]
 input kv: {dtype}[P, 2, 2, {kv_heads}, {tile}]
 kv.new: {dtype}[P, 2, 2, {kv_heads}, {tile}] = \
 kv_write(kv, k, v, positions, sequence, block_table) {{layer=1}}
 """
+ROPE = """\
+  before rope(_, angles) {{heads={heads}, head_dim={head_dim}}}
+"""
 ATTENTION = """\
 input q: f32[S, {features}]
+input angles: f32[S, {head_dim}]
 input kv: {dtype}[P, 2, 2, {kv_heads}, {tile}]
 y: f32[S, {features}] = attention(q, kv, positions, sequence, block_table) \
 {{layer=1, heads={heads}, kv_heads={kv_heads}, head_dim={head_dim}, scale={scale}}}
@@ -137,14 +142,18 @@ def kv_texts(head_dim: int, heads: int, kv_heads: int, dtype: str) -> Iterator[t
     sizes: dict[str, Any] = {
         "features": kv_heads * head_dim,
         "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "heads": kv_heads,
         "tile": head_dim * 32,
         "dtype": dtype,
     }
     name = f"{heads}x{head_dim}/{kv_heads}-{dtype}"
     short, long = (ADDRESSING.format(width=width) for width in (2, 9))
     yield f"kv_write-{name}", short + KV_WRITE.format(**sizes)
-    sizes.update(features=heads * head_dim, heads=heads, head_dim=head_dim)
+    yield f"kv_write-{name}-fused", short + (KV_WRITE + ROPE).format(**sizes)
+    sizes.update(features=heads * head_dim, heads=heads)
     text = ATTENTION.format(**sizes, scale=head_dim**-0.5)
+    yield f"attention-{name}-fused", short + text + ROPE.format(**sizes)
     yield f"attention-{name}", short + text
     yield f"attention-{name}{PROMPT}", long + text
 

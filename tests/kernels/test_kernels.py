@@ -34,7 +34,8 @@ TOLERANCE = {
     "quantize": 2e-7,
     "rms_scale": 3e-7,
     "rmsnorm": 3e-7,
-    "rope": 2e-7,
+    "kv_write-fused": 5e-4,  # what is rounded to the cache's float16 was rounded before
+    "pairwise_rope": 2e-7,
 }
 TILES: dict[str, tuple[dict[str, int], ...]] = {
     "tokens": ({"tokens": 1, "blocks": 1}, {"tokens": 3, "blocks": 4}, {"tokens": 6, "blocks": 2}),
@@ -107,6 +108,7 @@ def test_compiled_equals_plain_python(
 def test_kernel_means_its_op(row: str, name: str, rows: int) -> None:
     actual, expected = plain(row, name, rows), case(name, rows).reference()
     assert actual.dtype == expected.dtype
+    row = f"{row}-fused" if f"{row}-fused" in TOLERANCE and name.endswith("-fused") else row
     tolerance = TOLERANCE.get(row, 0.0) * float(np.nanmax(np.abs(expected)))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
