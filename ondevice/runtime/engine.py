@@ -65,6 +65,7 @@ class Engine:
         )
         self.tokenizer: Tokenizer = open_tokenizer(self.bundle, library)
         self.chat = Chat(self)
+        self._share_prompt()
 
     @property
     def info(self) -> EngineInfo:
@@ -76,6 +77,16 @@ class Engine:
         """How chat samples where the caller does not say: as the model's makers do."""
         table = vars(self.bundle.manifest.sampling)
         return Sampling(**{name: value for name, value in table.items() if value is not None})
+
+    def _share_prompt(self) -> None:
+        """Let conversations find what the bundle ships of its system prompt."""
+        if self.bundle.prompt_path is None:
+            return
+        try:
+            self.restore(self.bundle.prompt_path).close()
+        except RuntimeFailure as error:
+            if error.status != Status.KV_FULL:  # then everybody computes it
+                raise
 
     def conversation(self) -> Conversation:
         """A new conversation; close it, or use it in a `with` statement."""
