@@ -5,9 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MESSAGE_LETTERS = 1900
+
 
 class OndeviceError(Exception):
     """Base of all errors raised on purpose; the command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        """The message, without the middle of one that quotes something huge."""
+        text = super().__str__()
+        return text if len(text) <= MESSAGE_LETTERS else f"{text[:1000]} [...] {text[-500:]}"
 
 
 class RecipeError(OndeviceError):

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 class QuantRecipe:
     """How weights are stored.
 
-    `rules` maps globs over our weight names ("layers.*.mlp.down") to schemes; the first that
+    `rules` maps globs over our weight names ("layers.*.mlp.down.weight") to schemes; the first that
     matches wins, then `embedding` for token embeddings and the head, then `default`. `embedding`
     is "auto" for int8_g32 where the default has fewer bits, else the default.
     """
@@ -42,17 +43,6 @@ class KvRecipe:
     """How keys and values are kept; `auto` is f32 where weights are f32, else f16."""
 
     dtype: Literal["auto", "f32", "f16"] = "auto"
-
-
-@dataclass(frozen=True)
-class PromptRecipe:
-    """`system` is a system prompt whose keys and values ship with the bundle, computed.
-
-    Conversations that start with it, as the chat template writes it, do not compute it again. A
-    model without a chat template takes it as the start of the text.
-    """
-
-    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,6 @@ class Recipe:
     prefill_chunk_tokens: int = 512  # the largest step; bounds the arena
     quant: QuantRecipe = QuantRecipe()
     kv: KvRecipe = KvRecipe()
-    prompt: PromptRecipe = PromptRecipe()
     passes: PassesRecipe = PassesRecipe()
 
     def __post_init__(self) -> None:
@@ -127,9 +116,9 @@ def load_recipe(
         recipe = edit(recipe, setting)
     wanted = recipe.model if model is None else str(model)
     chosen = Path(wanted) if model is not None else home / wanted
-    if (chosen / "config.json").is_file():
+    if isfile(chosen / "config.json"):  # which no name fails, however long
         wanted = str(chosen)
-    elif chosen.is_dir():
+    elif isdir(chosen):
         raise RecipeError(
             f"{source}: {chosen} is not a checkpoint directory: it has no config.json"
         )
@@ -181,12 +170,12 @@ def _find(name: str) -> tuple[str, dict[str, Any], Path]:
     path = Path(name)
     if path.suffix == ".toml":
         return name, _parse(path), path.parent
-    if (path / "config.json").is_file():
+    if isfile(path / "config.json"):
         return name, {"name": _file_name(path.resolve().name), "model": "."}, path
     bundled = bundled_recipes()
     if name in bundled:
         return name, _parse(bundled[name]), bundled[name].parent
-    if path.is_dir():
+    if isdir(path):
         raise RecipeError(f"{name} is no checkpoint directory: it has no config.json")
     if is_hub_name(name):
         repo, _ = split_hub_name(name)
@@ -202,7 +191,7 @@ def _parse(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
 
 

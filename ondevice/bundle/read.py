@@ -47,12 +47,6 @@ class Bundle:
         return None if name is None else self.path / name
 
     @property
-    def prompt_path(self) -> Path | None:
-        """The saved conversation that others start with, where the bundle ships one."""
-        file = self.manifest.prompt.file
-        return None if file is None else self.path / file
-
-    @property
     def size_bytes(self) -> int:
         """Of all files the manifest names."""
         sizes = (entry.size_bytes for entry in self.manifest.files)
@@ -90,8 +84,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 def _read_manifest(directory: Path) -> str:
     path = directory / MANIFEST
-    if not directory.is_dir():
-        kind = "is a file, not a bundle directory" if directory.exists() else "does not exist"
+    if not os.path.isdir(directory):  # which no name fails, however long
+        kind = "is a file, not a bundle directory" if directory.is_file() else "does not exist"
         raise BundleError(f"{directory} {kind}; `ondevice build` makes one")
     if not path.is_file():
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}")

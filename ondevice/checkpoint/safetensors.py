@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ ELEMENT_TYPES: dict[str, DType] = {
     "BOOL": boolean,
 }
 
+PLAIN_NAME = re.compile(r"[\w.+-]{1,200}")
 ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -244,7 +246,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         _refuse(index, 'the file has no "weight_map"; download it again')
     for name, shard in weight_map.items():
         # A shard must be a plain file name: an index must not reach outside its directory.
-        if not isinstance(shard, str) or shard in ("", ".", "..") or set(shard) & set("/\\\0"):
+        if not isinstance(shard, str) or shard in (".", "..") or not PLAIN_NAME.fullmatch(shard):
             _refuse(
                 index,
                 f"the index names the file {shard!r} for {name!r}, which is no plain file name",

@@ -154,11 +154,22 @@ def parse_kernel(text: str) -> Kernel:
     """The inverse of `print_kernel`; KernelError with the line of the text otherwise."""
     try:
         module = ast.parse(text)
-    except SyntaxError as error:
-        raise KernelError(f"kernel text, line {error.lineno}: {error.msg}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", 1)
+        raise KernelError(f"kernel text, line {line}: {getattr(error, 'msg', error)}") from None
     if len(module.body) != 1 or not isinstance(module.body[0], ast.FunctionDef):
         raise KernelError("kernel text, line 1: one function is wanted")
-    return _Parser().kernel(module.body[0])
+    try:
+        return _Parser().kernel(module.body[0])
+    except MALFORMED as error:
+        raise KernelError(f"kernel text, line 1: {error}") from None
+
+
+# What comes of rebuilding a tree of other shapes than those that are printed.
+MALFORMED = (
+    *(Mismatch, LookupError, TypeError, ValueError, ArithmeticError, AssertionError),
+    *(AttributeError, RecursionError),
+)
 
 
 class _Parser:
@@ -243,7 +254,7 @@ class _Parser:
                 case ast.If(test=test, body=then, orelse=orelse):
                     condition = check.condition(self.expr(test))
                     return If(condition, self.block(then), self.block(orelse))
-        except (Mismatch, KeyError) as error:
+        except MALFORMED as error:
             raise self.fail(node, str(error)) from None
         raise self.fail(node, "this is no statement of a printed kernel")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from ondevice.errors import CheckpointError
@@ -28,9 +29,9 @@ class ConfigReader:
         self._read: set[str] = set()
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer; without a default it must be there."""
+        """A positive integer of at most 31 bits; without a default it must be there."""
         value = self._get(key, default)
-        if type(value) is not int or value <= 0:
+        if type(value) is not int or not 0 < value < 2**31:
             raise self._wrong(key, value, "a positive integer")
         return value
 
@@ -39,7 +40,7 @@ class ConfigReader:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, value, "a number")
-        if not 0 < value < float("inf"):
+        if not 0 < value <= sys.float_info.max:
             raise self._wrong(key, value, "a positive number")
         return float(value)
 

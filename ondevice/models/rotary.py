@@ -12,10 +12,21 @@ from ondevice.errors import CheckpointError, nearest
 from ondevice.models.config import ConfigReader
 
 Frequencies = npt.NDArray[np.float32]
+MOST_HEAD_DIM = 4096
 
 
 def parse_rope(config: ConfigReader, head_dim: int, context_tokens: int) -> Rope:
-    """Read `rope_parameters` (transformers 5), or the older `rope_theta` and `rope_scaling`."""
+    """Read `rope_parameters` (transformers 5), or the older `rope_theta` and `rope_scaling`.
+
+    Raises CheckpointError.
+    """
+    if head_dim > MOST_HEAD_DIM:
+        raise CheckpointError(f"config.json: heads of {head_dim} are larger than {MOST_HEAD_DIM}")
+    with np.errstate(all="ignore"):  # as_rope looks at what comes out
+        return _parse_rope(config, head_dim, context_tokens)
+
+
+def _parse_rope(config: ConfigReader, head_dim: int, context_tokens: int) -> Rope:
     theta = config.number("rope_theta", 10000.0)
     old, new = config.section("rope_scaling"), config.section("rope_parameters")
     if old and new:
@@ -46,7 +57,12 @@ def parse_rope(config: ConfigReader, head_dim: int, context_tokens: int) -> Rope
 
 
 def as_rope(frequencies: Frequencies) -> Rope:
-    """The Program's row: Python floats that are exactly the float32 values."""
+    """The Program's row: Python floats that are exactly the float32 values.
+
+    Raises CheckpointError where the numbers that they were made of are too large or too small.
+    """
+    if not np.isfinite(frequencies).all():
+        raise CheckpointError("config.json: the numbers for rope make no finite frequencies")
     return Rope(tuple(float(f) for f in frequencies))
 
 

@@ -193,7 +193,7 @@ class Library:
             library = ctypes.CDLL(os.fspath(path.absolute()))
         except OSError as error:
             raise RuntimeFailure(f"cannot load the C runtime {path}: {error}") from error
-        version = library.od_version()
+        version = library.od_version() if hasattr(library, "od_version") else "none"
         if version != API_VERSION:
             raise RuntimeFailure(f"{path} has API version {version}, this Python {API_VERSION}")
         self._functions = {name: library[name] for name in _SIGNATURES}

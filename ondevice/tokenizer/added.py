@@ -10,9 +10,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Normalizer
 
+from ondevice.tokenizer.components import token_text
 from ondevice.tokenizer.layout import AddedFlag, Section
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+_MORE = "additional_special_tokens"
 
 # Names that mean control in every vocabulary, whatever its files say about them.
 _CONVENTIONAL = {"<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<mask>"}
@@ -50,8 +52,9 @@ def read_added(library: Tokenizer, config: Mapping[str, Any], template: str) -> 
     writes it, if it has the shape <|...|>, or by its conventional name (Phi-3's </s> is not
     special). Others, such as runs of spaces or HTML tags, are part of what users write.
     """
-    named = _CONVENTIONAL | {_content(config.get(key)) for key in _NAMED}
-    named |= {_content(token) for token in config.get("additional_special_tokens") or ()}
+    named = _CONVENTIONAL | {token_text(config.get(key), key) for key in _NAMED}
+    more = config.get(_MORE) or []
+    named |= {token_text(token, _MORE) for token in (more if isinstance(more, list) else [more])}
     tokens = [
         AddedToken(
             *(number, token.content, token.single_word, token.lstrip, token.rstrip),
@@ -64,10 +67,6 @@ def read_added(library: Tokenizer, config: Mapping[str, Any], template: str) -> 
         for number, token in sorted(library.get_added_tokens_decoder().items())
     ]
     return sorted(tokens, key=lambda token: not token.special)
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, Mapping) else token
 
 
 @dataclass

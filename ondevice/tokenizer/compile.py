@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 
+from ondevice.checkpoint.safetensors import parse_json
 from ondevice.errors import CheckpointError
 from ondevice.tokenizer import layout
 from ondevice.tokenizer.added import AddedToken, pack_added, read_added
@@ -39,6 +40,8 @@ from ondevice.tokenizer.layout import Flag, NormalizerKind, Section, StepKind, T
 from ondevice.tokenizer.model import Model, read_model
 from ondevice.tokenizer.template import compile_template
 
+MOST_TOKENS = 1 << 21  # a row is kept for each number up to the largest
+
 
 def compile_tokenizer(
     tokenizer_json: Path, tokenizer_config: Path | None = None, *, vocab_size: int = 0
@@ -52,9 +55,11 @@ def compile_tokenizer(
     try:
         text = tokenizer_json.read_text(encoding="utf-8")
         library = Tokenizer.from_str(text)
-        config = json.loads(tokenizer_config.read_text("utf-8")) if tokenizer_config else {}
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception, and panics that are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(f"cannot read the tokenizer {tokenizer_json}: {error}") from error
+    config = parse_json(tokenizer_config, tokenizer_config.read_bytes()) if tokenizer_config else {}
     file = json.loads(text)
     chat = compile_template(config, tokenizer_json.parent)
     template, notes = chat.data, list(chat.notes)
@@ -116,6 +121,8 @@ class _Writer:
         self.added = added
         self.vocab_size = max(vocab_size, *(i + 1 for i in self.model.vocab.values()), 1)
         self.vocab_size = max(self.vocab_size, *(t.id + 1 for t in added), 1)
+        if self.vocab_size > MOST_TOKENS:
+            raise refuse(f"token {self.vocab_size - 1}", f"there may be {MOST_TOKENS}")
         self._add_tokens(self.decoder, library)
         probes = self._add_merges(self.model)
         self._add_added_tokens(library)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.errors import OndeviceError
+from ondevice.errors import CheckpointError, OndeviceError
 from ondevice.tokenizer.automaton import Automaton, build_automaton
 from ondevice.tokenizer.charsets import Classes, partition, probe_numeric, probe_punctuation
 from ondevice.tokenizer.regex import Chars, Node, RegexError, Repeat, literal, parse_regex
@@ -30,6 +30,17 @@ def refuse(component: str, detail: str = "") -> TokenizerError:
     return TokenizerError(
         f"the tokenizer's {component} is not supported{': ' + detail if detail else ''}"
     )
+
+
+def token_text(token: Any, key: str) -> str | None:
+    """The text of the token at `key` of a tokenizer_config.json, None where it has none.
+
+    Raises CheckpointError for anything but text, an object with a "content", and null.
+    """
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise CheckpointError(f"tokenizer_config.json: {key} must be a token's text, not {text!r}")
+    return text
 
 
 def kind_of(component: Json) -> str:

@@ -19,8 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ondevice.errors import CheckpointError
 from ondevice.tokenizer.compiled import TEMPLATE_FILE
-from ondevice.tokenizer.components import TokenizerError
+from ondevice.tokenizer.components import TokenizerError, token_text
 from ondevice.tokenizer.jinja import ChatTemplate, Message
 from ondevice.tokenizer.template_file import pack_table
 from ondevice.tokenizer.template_table import (
@@ -62,7 +63,7 @@ def compile_template(config: Mapping[str, Any], directory: Path) -> CompiledTemp
     source = _source(config, directory)
     if not source:
         return CompiledTemplate(None, "", (), ("no chat template: the checkpoint has none",))
-    special = {key: _text(config[key]) for key in _SPECIAL if config.get(key)}
+    special = _special_tokens(config)
     try:
         table, notes = reduce_template(ChatTemplate(source, special))
         return CompiledTemplate(pack_table(table), source, table.after_answer(), tuple(notes))
@@ -74,16 +75,20 @@ def _source(config: Mapping[str, Any], directory: Path) -> str:
     """The template of the configuration, or of the file that newer checkpoints have beside it."""
     file = directory / TEMPLATE_FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8", "replace")
     found = config.get("chat_template") or ""
     if isinstance(found, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in found}
-        found = named.get("default", "")
-    return str(found)
+        entries = [entry for entry in found if isinstance(entry, Mapping)]
+        default = (e.get("template") for e in entries if e.get("name") == "default")
+        found = next(default, "")
+    if not isinstance(found, str):
+        raise CheckpointError(f"tokenizer_config.json: chat_template must be text, not {found!r}")
+    return found
 
 
-def _text(token: Any) -> str:
-    return str(token["content"] if isinstance(token, Mapping) else token)
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    texts = {key: token_text(config.get(key), key) for key in _SPECIAL}
+    return {key: text for key, text in texts.items() if text}
 
 
 def reduce_template(template: ChatTemplate) -> tuple[Table, list[str]]:
@@ -400,7 +405,7 @@ def find_difference(
 def load_template(config: Path) -> ChatTemplate:
     """The template of a tokenizer_config.json, as transformers would render it."""
     values = json.loads(config.read_text(encoding="utf-8"))
-    special = {key: _text(values[key]) for key in _SPECIAL if values.get(key)}
+    special = _special_tokens(values)
     return ChatTemplate(_source(values, config.parent), special)
 
 
