@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ondevice.errors import OndeviceError
 
 if TYPE_CHECKING:
+    from ondevice.runtime.async_engine import AsyncEngine
     from ondevice.runtime.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["OndeviceError", "__version__", "load"]
+__all__ = ["OndeviceError", "__version__", "load", "load_async"]
 
 
 def load(path: str | PathLike[str], **options: Any) -> Engine:
@@ -31,3 +32,10 @@ def load(path: str | PathLike[str], **options: Any) -> Engine:
     from ondevice.runtime.engine import Engine
 
     return Engine(path, **options)
+
+
+def load_async(path: str | PathLike[str], **options: Any) -> AsyncEngine:
+    """The same engine for asyncio: `async with ondevice.load_async(path) as engine: ...`."""
+    from ondevice.runtime.async_engine import AsyncEngine
+
+    return AsyncEngine(path, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import llvmlite
 import numpy
 
 from ondevice import targets, tokenizer
-from ondevice.bundle.format import Libraries, ModelInfo, TokenizerInfo
+from ondevice.bundle.format import Libraries, ModelInfo, PromptInfo, TokenizerInfo
 from ondevice.bundle.program import KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
@@ -47,7 +47,24 @@ from ondevice.quant.stream import stream
 from ondevice.recipe import Recipe
 from ondevice.targets import Target
 
+PROMPT_FILE = "prompt/system.kv"
 LOGIT_ROWS = 64  # most rows of logits that one step gives
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A bundle that lacks its manifest, under `directory`."""
+
+    directory: Path
+    libraries: Libraries
+    tokenizer: TokenizerInfo
+    abi_hash: str
+    identity: str
+
+
+# Writes the saved conversation that ships, to the path, and returns how many tokens it has. Only
+# who may also run a bundle can do that: the compiler takes it as a value.
+WritePrompt = Callable[[Recipe, Parts, Path], int]
 
 
 def build(
@@ -57,13 +74,15 @@ def build(
     stop_after: str | None = None,
     report: QuantReport | None = None,
     progress: Progress = SILENT,
+    write_prompt: WritePrompt | None = None,
 ) -> Path:
     """Compile the recipe's model into the bundle directory `out`; returns its absolute path.
 
     `dump` receives every stage as text. `stop_after` names the pass that ends the build early;
     then nothing is written and the dump's directory is returned. `report` is filled with what
-    quantization made of each tensor, `progress` hears of every long step. A build that was killed
-    goes on with the weights that it left in OUT.partial. Raises OndeviceError.
+    quantization made of each tensor, `progress` hears of every long step. A recipe with a system
+    prompt needs `write_prompt` (`gate.prompt`). A build that was killed goes on with the weights
+    that it left in OUT.partial. Raises OndeviceError.
     """
     _check_passes((*recipe.passes.disable, *([stop_after] if stop_after else ())))
     if stop_after and dump is None:
@@ -96,6 +115,7 @@ def build(
                     advance(len(piece))
             if dump:
                 dump.file("quant.tsv", report.tsv())
+            parts = Parts(writer.partial, names, words, compiled.program.abi_hash, writer.identity)
             return writer.finish(
                 name=recipe.name,
                 target=target.name,
@@ -104,6 +124,7 @@ def build(
                 model=_model_info(checkpoint, config, compiled.program),
                 tokenizer=words,
                 sampling=read_sampling(checkpoint),
+                prompt=_write_prompt(writer, recipe, parts, write_prompt),
                 libraries=names,
                 tensors=weights.entries,
             )
@@ -252,6 +273,24 @@ def _write_tokenizer(
         eos_token_ids=tuple(dict.fromkeys((*end_tokens(checkpoint), *compiled.turn_ends))),
         notes=compiled.notes,
     )
+
+
+def _write_prompt(
+    writer: BundleWriter, recipe: Recipe, parts: Parts, write: WritePrompt | None
+) -> PromptInfo:
+    """Let `write` compute what ships of the system prompt."""
+    system, tokens = recipe.prompt.system, 0
+    if not system:
+        return PromptInfo()
+    if write is None:
+        raise RecipeError("prompt.system is set, but this build was given nothing to compute it")
+
+    def written(place: Path) -> None:
+        nonlocal tokens
+        tokens = write(recipe, parts, place)
+
+    writer.add_written(PROMPT_FILE, written)
+    return PromptInfo(system, PROMPT_FILE, tokens)
 
 
 def _model_info(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> ModelInfo:

@@ -46,6 +46,17 @@ class KvRecipe:
 
 
 @dataclass(frozen=True)
+class PromptRecipe:
+    """`system` is a system prompt whose keys and values ship with the bundle, computed.
+
+    Conversations that start with it, as the chat template writes it, do not compute it again. A
+    model without a chat template takes it as the start of the text.
+    """
+
+    system: str = ""
+
+
+@dataclass(frozen=True)
 class PassesRecipe:
     """`disable` names passes that are to take their trivial form; tokens stay the same."""
 
@@ -67,6 +78,7 @@ class Recipe:
     prefill_chunk_tokens: int = 512  # the largest step; bounds the arena
     quant: QuantRecipe = QuantRecipe()
     kv: KvRecipe = KvRecipe()
+    prompt: PromptRecipe = PromptRecipe()
     passes: PassesRecipe = PassesRecipe()
 
     def __post_init__(self) -> None:

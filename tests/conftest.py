@@ -1,7 +1,9 @@
-"""Texts kept beside the tests: `golden(name, text)` compares, `--update-golden` writes."""
+"""Texts kept beside the tests (`--update-golden` writes them), and a small model that chats."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,3 +33,35 @@ def golden(request: pytest.FixtureRequest) -> Golden:
         assert text == path.read_text(encoding="utf-8"), "if this is meant: --update-golden"
 
     return check
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K with a chat template, and with generation settings of its own."""
+    from ondevice.recipe import load_recipe
+
+    home = tmp_path_factory.mktemp("chat") / "chatty"
+    shutil.copytree(load_recipe("stories260k").model, home)
+    config = home / "tokenizer_config.json"
+    table = json.loads(config.read_text()) | {"chat_template": CHAT_TEMPLATE}
+    config.write_text(json.dumps(table))
+    sampling = {"do_sample": True, "temperature": 0.8, "top_k": 40, "eos_token_id": 2}
+    (home / "generation_config.json").write_text(json.dumps(sampling))
+    return home
+
+
+@pytest.fixture(scope="session")
+def chat_bundle(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle. It has 512 tokens of context, answers with stories, and ends none of them."""
+    from ondevice.build import build
+    from ondevice.recipe import load_recipe
+
+    recipe = load_recipe("stories260k", model=chat_checkpoint)
+    return build(recipe, tmp_path_factory.mktemp("chat") / "chatty.bundle")

@@ -17,6 +17,9 @@ from ondevice.dims import SYMBOLS
 WEIGHTS_MAGIC = b"ODWEIGHT"
 WEIGHTS_VERSION = 2
 WEIGHTS_DATA_START = 64  # bytes of the header; the data follows at once
+KV_FILE_MAGIC = b"ODKVFILE"
+KV_FILE_VERSION = 1
+KV_FILE_HEADER_BYTES = 128
 ALIGN_BYTES = 64  # of arena slots and of tensors in the data
 
 # A CPU variant is usable where the machine has all of its features. The position in this tuple is
@@ -75,6 +78,23 @@ STRUCTS = (
             Field("abi_hash", "u8[32]", "of the program that these weights are packed for"),
             Field("data_bytes", "u64"),
             Field("identity", "u8[8]", "differs where the weights' values differ"),
+        ),
+    ),
+    Struct(
+        "od_kv_file_header",
+        f"First {KV_FILE_HEADER_BYTES} bytes of a saved conversation, little-endian.",
+        (
+            Field("magic", f"u8[{len(KV_FILE_MAGIC)}]", KV_FILE_MAGIC.decode()),
+            Field("version", "u32"),
+            Field("data_start", "u32", "bytes from the start of the file to the blocks"),
+            Field("abi_hash", "u8[32]"),
+            Field("identity", "u8[8]", "of the weights"),
+            Field("block_bytes", "u64"),
+            Field("tokens", "i32"),
+            Field("blocks", "i32"),
+            Field("zero", "u8[40]"),
+            Field("data_checksum", "u64", "of all that follows the header"),
+            Field("checksum", "u64", "of the header with 0 here"),
         ),
     ),
     Struct(
@@ -247,6 +267,8 @@ def print_header() -> str:
         f"#define OD_ALIGN_BYTES {ALIGN_BYTES}",
         f'#define OD_WEIGHTS_MAGIC "{WEIGHTS_MAGIC.decode()}"',
         f"#define OD_WEIGHTS_VERSION {WEIGHTS_VERSION}",
+        f'#define OD_KV_FILE_MAGIC "{KV_FILE_MAGIC.decode()}"',
+        f"#define OD_KV_FILE_VERSION {KV_FILE_VERSION}",
         "",
         "typedef enum od_space {",
         *(f"    OD_SPACE_{s.name} = {s.value}," for s in Space),

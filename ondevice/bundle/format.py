@@ -8,6 +8,7 @@ NAME.bundle/
   include/ondevice.h          the C API
   tokenizer/tokenizer.bin     the tokenizer as tables
   tokenizer/template.bin      the chat template, where it could be followed
+  prompt/system.kv            what the model computes of a system prompt, where one is shipped
 """
 
 from __future__ import annotations
@@ -77,6 +78,18 @@ class SamplingInfo:
 
 
 @dataclass(frozen=True)
+class PromptInfo:
+    """The system prompt that ships computed: its text, and the file with its first tokens.
+
+    `file` None: there is none. The file is a saved conversation of `tokens` tokens.
+    """
+
+    system: str = ""
+    file: str | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """A file of the bundle other than the manifest and the weights."""
 
@@ -121,6 +134,7 @@ class Manifest:
     model: ModelInfo
     tokenizer: TokenizerInfo
     sampling: SamplingInfo
+    prompt: PromptInfo
     libraries: Libraries
     weights: WeightsInfo
     files: tuple[FileEntry, ...]
@@ -200,6 +214,8 @@ def _check(manifest: Manifest, fail: Fail) -> None:
     needed_paths = [manifest.tokenizer.file, manifest.libraries.runtime, manifest.libraries.model]
     if manifest.tokenizer.chat_template is not None:
         needed_paths.append(manifest.tokenizer.chat_template)
+    if manifest.prompt.file is not None:
+        needed_paths.append(manifest.prompt.file)
     for needed in needed_paths:
         if needed not in paths:
             raise fail(f"{needed!r} is needed but not among the files")

@@ -47,6 +47,12 @@ class Bundle:
         return None if name is None else self.path / name
 
     @property
+    def prompt_path(self) -> Path | None:
+        """The saved conversation that others start with, where the bundle ships one."""
+        file = self.manifest.prompt.file
+        return None if file is None else self.path / file
+
+    @property
     def size_bytes(self) -> int:
         """Of all files the manifest names."""
         sizes = (entry.size_bytes for entry in self.manifest.files)

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ from ondevice.bundle.format import (
     Libraries,
     Manifest,
     ModelInfo,
+    PromptInfo,
     SamplingInfo,
     TokenizerInfo,
     WeightsInfo,
@@ -39,6 +40,7 @@ from ondevice.errors import BundleError
 
 WEIGHTS_PATH = "weights.bin"
 WEIGHTS_LOG = "weights.log"  # only in OUT.partial
+NO_PROMPT = PromptInfo()
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 CURABLE = (*NO_SPACE, errno.EIO)  # the same command may succeed later
 
@@ -105,6 +107,19 @@ class BundleWriter:
         self._write(path, data, 0o777 if executable else 0o666)
         self._files[path] = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
 
+    def add_written(self, path: str, write: Callable[[Path], None]) -> None:
+        """Add a file that `write` writes to the place it is given; the weights are complete."""
+        if path in self._files:
+            raise BundleError(f"{path} is already in the bundle")
+        place = self.partial / path
+        with _advice(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write(place)
+            with open(place, "rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._files[path] = FileEntry(path, place.stat().st_size, digest)
+
     @contextlib.contextmanager
     def weights(self, abi_hash: str, data_bytes: int, inputs: str = "") -> Iterator[WeightsFile]:
         """The weights file, to be written from its `offset` on; `data_bytes` follow the header.
@@ -128,6 +143,7 @@ class BundleWriter:
         model: ModelInfo,
         tokenizer: TokenizerInfo,
         sampling: SamplingInfo,
+        prompt: PromptInfo = NO_PROMPT,
         libraries: Libraries,
         tensors: Sequence[WeightEntry],
     ) -> Path:
@@ -144,6 +160,7 @@ class BundleWriter:
             model=model,
             tokenizer=tokenizer,
             sampling=sampling,
+            prompt=prompt,
             libraries=libraries,
             weights=WeightsInfo(
                 path=WEIGHTS_PATH,
@@ -163,6 +180,11 @@ class BundleWriter:
             _sync_directory(self.out.parent)
         self._unlock()
         return self.out
+
+    @property
+    def identity(self) -> str:
+        """Of the weights, once they are complete."""
+        return "" if self._weights is None else self._weights.identity
 
     def _write(self, path: str, data: bytes, mode: int = 0o666) -> None:
         place = self.partial / path

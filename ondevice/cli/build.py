@@ -59,13 +59,14 @@ def build(
     from ondevice.build import build as compile_model  # imports the compiler: a good half second
     from ondevice.bundle.read import open_bundle
     from ondevice.bundle.write import partial_of
+    from ondevice.gate.prompt import write_prompt
     from ondevice.quant.report import QuantReport
 
     place = out or Path(f"{recipe.name}.bundle")
     sink = Dump(dump) if dump is not None else None
     figures = QuantReport()
     try:
-        built = compile_model(recipe, place, sink, stop_after, figures, shown(quiet))
+        built = compile_model(recipe, place, sink, stop_after, figures, shown(quiet), write_prompt)
     except KeyboardInterrupt:
         kept = partial_of(place)
         hint = f"; the same command goes on with {kept}" if kept.is_dir() else ""

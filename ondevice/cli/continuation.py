@@ -22,16 +22,18 @@ def print_continuation(
     Without `max_tokens` it ends after DEFAULT_MAX_TOKENS or where the context is full.
     """
     import ondevice
+    from ondevice.runtime.sampling import Sampling
 
     started = monotonic()
     with ondevice.load(bundle, threads=threads) as engine, engine.conversation() as conversation:
         tokens = engine.tokenizer.encode(prompt)
+        sampling = Sampling(temperature, seed=seed)
         if max_tokens is None:
             room = engine.info.context_tokens - len(tokens)
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
         loaded = first = monotonic()
         try:
-            for piece in conversation.generate(tokens, max_tokens, temperature, seed):
+            for piece in conversation.generate(tokens, max_tokens, sampling):
                 if first == loaded:
                     first = monotonic()
                 print(piece, end="", flush=True)

@@ -22,8 +22,10 @@ from ondevice.bundle.format import Manifest
 from ondevice.bundle.program import KV_BLOCK_TOKENS
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError, RuntimeFailure
-from ondevice.runtime.engine import Conversation, Engine
+from ondevice.runtime.conversation import Conversation
+from ondevice.runtime.engine import Engine
 from ondevice.runtime.native import Status
+from ondevice.runtime.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,12 @@ def _generate_s(conversation: Conversation, tokens: list[int], count: int) -> fl
     return first_s if count == 1 else first_s + (count - 1) / stats.tokens_per_second
 
 
+_NO_STOP = Sampling(stop_tokens=())
+
+
 def _drain(conversation: Conversation, tokens: list[int], max_tokens: int) -> None:
     """One submit, read to its end; no token ends it early."""
-    deque(conversation.generate_tokens(tokens, max_tokens, stop_tokens=()), maxlen=0)
+    deque(conversation.generate_tokens(tokens, max_tokens, _NO_STOP), maxlen=0)
 
 
 def print_header() -> str:

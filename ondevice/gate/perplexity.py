@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from ondevice.bundle.program import KV_BLOCK_TOKENS
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
-from ondevice.runtime.engine import Conversation, Engine
+from ondevice.runtime.conversation import Conversation
+from ondevice.runtime.engine import Engine
 from ondevice.runtime.tokenizer import Tokenizer
 
 Score = Literal["half", "all"]

@@ -1,6 +1,6 @@
 /* A conversation in a file: its tokens, and the KV blocks that are full of them.
  *
- *     header      128 bytes, little-endian
+ *     header      od_kv_file_header
  *     tokens      int32 each, then zeros up to a multiple of 64 KiB
  *     blocks      as they lie in the pool, from the first token on
  *
@@ -8,22 +8,10 @@
  * tokens alone, and nothing else that a block once held gets out. */
 #include "engine.h"
 
-#define MAGIC "ODKVFILE"
-#define VERSION 1
-#define PAGE_BYTES 65536 /* the largest page in use: blocks can be mapped where they lie on pages */
+/* The largest page in use: where blocks lie on whole pages they are mapped. */
+#define PAGE_BYTES 65536
 
-typedef struct file_header {
-    uint8_t magic[8];
-    uint32_t version;
-    uint32_t data_start; /* bytes from the start of the file to the blocks */
-    uint8_t abi_hash[32];
-    uint8_t identity[8]; /* of the weights */
-    int64_t block_bytes;
-    int32_t tokens;
-    int32_t blocks;
-    uint8_t zero[48];
-    uint64_t checksum; /* of the whole file with 0 here */
-} file_header;
+typedef od_kv_file_header file_header;
 
 static int64_t data_start(int32_t tokens) {
     int64_t bytes = (int64_t)sizeof(file_header) + (int64_t)tokens * (int64_t)sizeof(int32_t);
@@ -65,6 +53,13 @@ static uint64_t finish(const checksum *sum) {
     return all ^ all >> 32;
 }
 
+static uint64_t checksum_of(file_header header) {
+    checksum sum = {{0}};
+    header.checksum = 0;
+    add_bytes(&sum, (const uint8_t *)&header, sizeof header);
+    return finish(&sum);
+}
+
 /* ---- save ---- */
 
 /* What is written: `head` are header and tokens, the blocks are held by `table`. */
@@ -79,13 +74,13 @@ typedef struct snapshot {
 static file_header header_of(const od_core *engine, int32_t tokens, int32_t blocks) {
     const od_model *model = engine->model;
     file_header header = {
-        .version = VERSION,
+        .version = OD_KV_FILE_VERSION,
         .data_start = (uint32_t)data_start(tokens),
-        .block_bytes = model->kv_block_bytes,
+        .block_bytes = (uint64_t)model->kv_block_bytes,
         .tokens = tokens,
         .blocks = blocks,
     };
-    memcpy(header.magic, MAGIC, sizeof header.magic);
+    memcpy(header.magic, OD_KV_FILE_MAGIC, sizeof header.magic);
     memcpy(header.abi_hash, model->abi_hash, sizeof header.abi_hash);
     memcpy(header.identity, engine->weights.identity, sizeof header.identity);
     return header;
@@ -118,12 +113,15 @@ static const uint8_t *block_data(const od_core *engine, int32_t block) {
 
 static bool write_snapshot(const od_core *engine, snapshot *of, int fd) {
     int64_t block_bytes = engine->kv.block_bytes;
+    file_header header;
+    memcpy(&header, of->head, sizeof header);
     checksum sum = {{0}};
-    add_bytes(&sum, of->head, of->head_bytes);
+    add_bytes(&sum, of->head + sizeof header, of->head_bytes - (int64_t)sizeof header);
     for (int32_t i = 0; i < of->table.count; i++)
         add_bytes(&sum, block_data(engine, of->table.blocks[i]), block_bytes);
-    uint64_t all = finish(&sum);
-    memcpy(of->head + offsetof(file_header, checksum), &all, sizeof all);
+    header.data_checksum = finish(&sum);
+    header.checksum = checksum_of(header);
+    memcpy(of->head, &header, sizeof header);
     bool ok = od_write(fd, of->head, (size_t)of->head_bytes);
     for (int32_t i = 0; ok && i < of->table.count; i++)
         ok = od_write(fd, block_data(engine, of->table.blocks[i]), (size_t)block_bytes);
@@ -171,25 +169,27 @@ static const int32_t *tokens_of(const saved_file *file) {
 static od_status check_header(const od_core *engine, const saved_file *file, od_error *error) {
     const file_header *header = &file->header;
     const od_model *model = engine->model;
-    if (memcmp(header->magic, MAGIC, sizeof header->magic) != 0)
+    if (memcmp(header->magic, OD_KV_FILE_MAGIC, sizeof header->magic) != 0)
         return od_fail(error, OD_FILE, "not a saved conversation: it does not start with %s",
-                       MAGIC);
-    if (header->version != VERSION)
+                       OD_KV_FILE_MAGIC);
+    if (header->version != OD_KV_FILE_VERSION)
         return od_fail(error, OD_FILE, "a conversation saved in version %lld, this runtime reads "
-                       "%d; submit its text again", (long long)header->version, VERSION);
+                       "%d; submit its text again", (long long)header->version,
+                       OD_KV_FILE_VERSION);
     if (memcmp(header->abi_hash, model->abi_hash, sizeof header->abi_hash) != 0)
         return od_fail(error, OD_FILE, "the conversation was saved by another build than this %s; "
                        "submit its text again", model->name);
     if (memcmp(header->identity, engine->weights.identity, sizeof header->identity) != 0)
         return od_fail(error, OD_FILE, "the conversation was saved with other weights of %s; "
                        "submit its text again", model->name);
-    if (header->block_bytes != model->kv_block_bytes || header->tokens < 0 ||
+    if (header->block_bytes != (uint64_t)model->kv_block_bytes || header->tokens < 0 ||
         header->tokens > model->context_tokens || header->blocks < 0 ||
         header->blocks > header->tokens / OD_KV_BLOCK_TOKENS ||
-        (int64_t)header->data_start != data_start(header->tokens))
-        return od_fail(error, OD_FILE, "the saved conversation is damaged: its sizes make no "
+        (int64_t)header->data_start != data_start(header->tokens) ||
+        header->checksum != checksum_of(*header))
+        return od_fail(error, OD_FILE, "the saved conversation is damaged: its header makes no "
                        "sense");
-    int64_t bytes = header->data_start + header->blocks * header->block_bytes;
+    int64_t bytes = header->data_start + header->blocks * model->kv_block_bytes;
     if (file->length != bytes)
         return od_fail(error, OD_FILE, "the saved conversation is cut off or damaged: it has %lld "
                        "bytes, not %lld", (long long)file->length, (long long)bytes);
@@ -197,15 +197,13 @@ static od_status check_header(const od_core *engine, const saved_file *file, od_
 }
 
 static od_status check_content(const od_core *engine, const saved_file *file, od_error *error) {
-    file_header header = file->header;
+    const file_header header = file->header;
+    int64_t block_bytes = engine->kv.block_bytes;
     checksum sum = {{0}};
-    header.checksum = 0;
-    add_bytes(&sum, (const uint8_t *)&header, sizeof header);
     add_bytes(&sum, file->data + sizeof header, header.data_start - (int64_t)sizeof header);
     for (int32_t i = 0; i < header.blocks; i++)
-        add_bytes(&sum, file->data + header.data_start + i * header.block_bytes,
-                  header.block_bytes);
-    if (finish(&sum) != file->header.checksum)
+        add_bytes(&sum, file->data + header.data_start + i * block_bytes, block_bytes);
+    if (finish(&sum) != header.data_checksum)
         return od_fail(error, OD_FILE, "the saved conversation is damaged: its checksum is "
                        "another");
     for (int32_t i = 0; i < header.tokens; i++) {

@@ -10,6 +10,8 @@
 #define OD_ALIGN_BYTES 64
 #define OD_WEIGHTS_MAGIC "ODWEIGHT"
 #define OD_WEIGHTS_VERSION 2
+#define OD_KV_FILE_MAGIC "ODKVFILE"
+#define OD_KV_FILE_VERSION 1
 
 typedef enum od_space {
     OD_SPACE_WEIGHTS = 0,
@@ -55,6 +57,21 @@ typedef struct od_weights_header {
     uint64_t data_bytes;
     uint8_t identity[8]; /* differs where the weights' values differ */
 } od_weights_header;
+
+/* First 128 bytes of a saved conversation, little-endian. */
+typedef struct od_kv_file_header {
+    uint8_t magic[8]; /* ODKVFILE */
+    uint32_t version;
+    uint32_t data_start; /* bytes from the start of the file to the blocks */
+    uint8_t abi_hash[32];
+    uint8_t identity[8]; /* of the weights */
+    uint64_t block_bytes;
+    int32_t tokens;
+    int32_t blocks;
+    uint8_t zero[40];
+    uint64_t data_checksum; /* of all that follows the header */
+    uint64_t checksum; /* of the header with 0 here */
+} od_kv_file_header;
 
 /* mul * ceil((s*S + l*L + b*B + p*P + constant) / div) */
 typedef struct od_extent {

@@ -9,6 +9,9 @@ import child
 
 from ondevice.bundle.program import KV_BLOCK_TOKENS
 from ondevice.runtime.engine import Engine
+from ondevice.runtime.sampling import Sampling
+
+TO_THE_END = Sampling(stop_tokens=())
 
 
 class Ondevice:
@@ -23,7 +26,7 @@ class Ondevice:
     def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
         with self._engine.conversation() as conversation:
             first = None
-            for _ in conversation.generate_tokens(prompt, count, stop_tokens=()):
+            for _ in conversation.generate_tokens(prompt, count, TO_THE_END):
                 first = first or child.now()
             assert first is not None
             return first, child.now()

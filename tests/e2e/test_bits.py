@@ -10,7 +10,8 @@ import pytest
 from ondevice import debug
 from ondevice.bundle.descriptor import model_symbol
 from ondevice.passes import PASS_NAMES
-from ondevice.runtime.engine import Conversation, Engine
+from ondevice.runtime.conversation import Conversation
+from ondevice.runtime.engine import Engine
 from ondevice.runtime.native import Library, NativeEngine, model_descriptor
 
 from .conftest import PROMPT, Build

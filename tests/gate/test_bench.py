@@ -16,7 +16,8 @@ from ondevice.gate.bench import (
     print_header,
     print_row,
 )
-from ondevice.runtime.engine import Conversation
+from ondevice.runtime.conversation import Conversation
+from ondevice.runtime.sampling import Sampling
 
 
 def row(test: BenchTest, *samples: float) -> BenchRow:
@@ -62,10 +63,10 @@ def test_a_test_is_one_submit_of_new_tokens_that_nothing_ends_early(
 ) -> None:
     lengths, prompts = [], []
 
-    def spy(self: Conversation, tokens: list[int], *rest: object, **options: object) -> object:
-        assert options == {"stop_tokens": ()}
+    def spy(self: Conversation, tokens: list[int], count: int, sampling: Sampling) -> object:
+        assert sampling == Sampling(stop_tokens=())
         prompts.append(tuple(tokens))
-        yield from generate(self, tokens, *rest, **options)
+        yield from generate(self, tokens, count, sampling)
         lengths.append(self.length)
 
     generate = Conversation.generate_tokens

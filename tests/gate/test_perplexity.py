@@ -18,7 +18,7 @@ from ondevice.gate.perplexity import (
     read_text,
     windows,
 )
-from ondevice.runtime.engine import Conversation
+from ondevice.runtime.conversation import Conversation
 from ondevice.runtime.tokenizer import Tokenizer, open_tokenizer
 
 CONTEXT = 100  # no multiple of a KV block, halves no multiple of 64

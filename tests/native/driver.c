@@ -1,5 +1,5 @@
 /* Runs a model through ondevice.h from several threads and prints what it said, for the sanitizer
- * builds: driver LIBMODEL SYMBOL WEIGHTS THREADS TOKEN... */
+ * builds: driver LIBMODEL SYMBOL WEIGHTS TOKENIZER THREADS TOKEN... */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -144,6 +144,93 @@ static void all_in_threads(void *(*work)(void *)) {
     for (int32_t i = 0; i < CLIENTS; i++) pthread_join(threads[i], NULL);
 }
 
+/* ---- text, while another thread reads the tokens ---- */
+
+typedef struct text_client {
+    pthread_t thread;
+    od_conversation conversation;
+    od_tokenizer tokenizer;
+    int32_t number;
+    int32_t tokens;
+    char text[4096];
+    int64_t bytes;
+} text_client;
+
+static void *read_logprobs(void *argument) {
+    text_client *self = argument;
+    od_token_logprobs entries[3];
+    for (;;) {
+        int32_t n = 0;
+        od_error error = {{0}};
+        od_status status = od_read_logprobs(self->conversation, entries, 3, 5, &n, &error);
+        for (int32_t i = 0; i < n; i++)
+            if (!(entries[i].chosen.logprob <= 0.0F) || entries[i].top_count > 4) exit(3);
+        self->tokens += n;
+        if (status != OD_OK && status != OD_TIMEOUT) return argument;
+    }
+}
+
+static od_sampling mixed(const text_client *whose) {
+    static const od_stop_string stops[] = {{"a.b#", 4}, {"...", 3}, {"never said", 10}};
+    static const od_logit_bias bias[] = {{7, 2.5F}, {1, -100.0F}};
+    int32_t number = whose->number;
+    return (od_sampling){.max_tokens = 70, .temperature = number == 0 ? 0.0F : 20.0F,
+                         .seed = (uint64_t)number, .top_k = number == 1 ? 30 : 0,
+                         .top_p = number == 2 ? 0.8F : 0.0F, .min_p = 0.01F, .typical_p = 0.95F,
+                         .repetition_penalty = 1.1F, .presence_penalty = 0.5F,
+                         .frequency_penalty = 0.25F, .penalty_tokens = 50, .logit_bias = bias,
+                         .logit_bias_count = 2, .logprobs = 5, .timeout_ms = 60000,
+                         .tokenizer = whose->tokenizer, .stop_strings = stops,
+                         .stop_string_count = 3,
+                         .text_flags = OD_DECODE_CONTINUES | OD_DECODE_SKIP_SPECIAL};
+}
+
+static void *talk_in_text(void *argument) {
+    text_client *self = argument;
+    od_error error = {{0}};
+    pthread_t reader;
+    od_sampling sampling = mixed(self);
+    check(od_conversation_open(engine, &self->conversation, &error), OD_OK, "open", &error);
+    for (int32_t round = 0; round < 2; round++) {
+        check(od_submit(self->conversation, prompt, 9, &sampling, &error), OD_OK, "submit", &error);
+        pthread_create(&reader, NULL, read_logprobs, self);
+        od_status status;
+        do {
+            int64_t n = 0;
+            status = od_read_text(self->conversation, self->text + self->bytes, 5, 5, &n, &error);
+            self->bytes += n;
+        } while (status == OD_OK || status == OD_TIMEOUT);
+        if (status != OD_STOP) check(status, OD_LENGTH, "read text", &error);
+        pthread_join(reader, NULL);
+        int32_t tokens = 0;
+        check(od_conversation_tokens(self->conversation, &tokens, &error), OD_OK, "tokens", &error);
+        if (tokens != 9 * (round + 1) + self->tokens) exit(4);
+    }
+    check(od_conversation_close(self->conversation, &error), OD_OK, "close", &error);
+    return NULL;
+}
+
+static void text_together_and_alone(const void *data, int64_t bytes) {
+    static text_client together[CLIENTS], alone[CLIENTS];
+    od_tokenizer tokenizer;
+    od_error error = {{0}};
+    check(od_tokenizer_open(data, bytes, &tokenizer, &error), OD_OK, "tokenizer", &error);
+    for (int32_t i = 0; i < CLIENTS; i++) {
+        together[i].number = alone[i].number = i;
+        together[i].tokenizer = alone[i].tokenizer = tokenizer;
+        pthread_create(&together[i].thread, NULL, talk_in_text, &together[i]);
+    }
+    for (int32_t i = 0; i < CLIENTS; i++) pthread_join(together[i].thread, NULL);
+    for (int32_t i = 0; i < CLIENTS; i++) {
+        talk_in_text(&alone[i]);
+        if (alone[i].bytes < 40 || alone[i].bytes != together[i].bytes ||
+            memcmp(alone[i].text, together[i].text, (size_t)alone[i].bytes) != 0)
+            exit(5);
+        fwrite(alone[i].text, 1, (size_t)alone[i].bytes, stdout);
+    }
+    check(od_tokenizer_close(tokenizer, &error), OD_OK, "close tokenizer", &error);
+}
+
 static void cancel_and_logits(int32_t vocab_size) {
     od_conversation c;
     od_error error = {{0}};
@@ -201,16 +288,20 @@ static void close_under_readers(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 6) return 2;
+    if (argc < 7) return 2;
     void *library = dlopen(argv[1], RTLD_NOW);
     if (library == NULL) return fprintf(stderr, "%s\n", dlerror()), 1;
     const struct od_model *model = dlsym(library, argv[2]);
     int fd = open(argv[3], O_RDONLY);
-    od_options options = {.threads = atoi(argv[4]), .kv_blocks = 24, .draft_tokens = 4};
-    for (int32_t i = 5; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
+    od_options options = {.threads = atoi(argv[5]), .kv_blocks = 24, .draft_tokens = 4};
+    for (int32_t i = 6; i < argc; i++) prompt[prompt_length++] = atoi(argv[i]);
     od_error error = {{0}};
     check(od_engine_open(model, fd, 0, lseek(fd, 0, SEEK_END), &options, &engine, &error), OD_OK,
           "open engine", &error);
+    close(fd);
+    static _Alignas(8) char tokenizer[1 << 20];
+    fd = open(argv[4], O_RDONLY);
+    int64_t tokenizer_bytes = read(fd, tokenizer, sizeof tokenizer);
     close(fd);
     od_engine_info info;
     check(od_engine_describe(engine, &info, &error), OD_OK, "describe", &error);
@@ -218,6 +309,7 @@ int main(int argc, char **argv) {
     all_in_threads(share_and_fork);
     all_in_threads(save_and_restore);
     cancel_and_logits(info.vocab_size);
+    text_together_and_alone(tokenizer, tokenizer_bytes);
     close_under_readers();
     return 0;
 }

@@ -17,6 +17,7 @@ from ondevice.codegen.link import compile_runtime
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.engine import Engine
 from ondevice.runtime.native import Status
+from ondevice.runtime.sampling import Sampling
 from ondevice.targets import load
 from ondevice.tokenizer import compile_tokenizer
 
@@ -72,7 +73,7 @@ def engine(bundle: Path) -> Engine:
 
 def test_text_and_tokens_agree(engine: Engine) -> None:
     with engine:
-        tokens = list(engine.generate_tokens(PROMPT, 40, temperature=1.0, seed=2))
+        tokens = list(engine.generate_tokens(PROMPT, 40, Sampling(1.0, seed=2)))
         text = "".join(engine.generate(PROMPT, 40, temperature=1.0, seed=2))
         assert text == engine.tokenizer.decode(tokens, continues=True)
     assert 0 < len(tokens) <= 40 and EOS not in tokens
@@ -82,7 +83,8 @@ def test_prompt_as_tokens(engine: Engine) -> None:
     with engine:
         tokens = engine.tokenizer.encode(PROMPT)
         assert tokens[0] == BOS
-        assert list(engine.generate(tokens, 10)) == list(engine.generate(PROMPT, 10))
+        said = list(engine.generate_tokens(PROMPT, 10))
+        assert list(engine.generate_tokens(tokens, 10)) == said
 
 
 def test_logits_of_more_rows_than_a_step_has(engine: Engine) -> None:
@@ -147,7 +149,8 @@ def test_fork_and_stats(engine: Engine) -> None:
         assert (stats.prompt_tokens, stats.reused_tokens, stats.computed_tokens) == (70, 0, 70)
         assert stats.generated_tokens == len(first) and stats.first_token_ms > 0
         with conversation.fork() as fork:
-            assert list(fork.generate("ab", 4)) == list(conversation.generate("ab", 4))
+            said = list(conversation.generate_tokens("ab", 4))
+            assert list(fork.generate_tokens("ab", 4)) == said
             assert fork.stats.own_tokens == conversation.stats.own_tokens == conversation.length - 7
 
 

@@ -24,8 +24,10 @@ PROMPT = [str(i * 7 % 97) for i in range(60)]
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_driver(build: str, toy: Toy, tmp_path: Path) -> None:
+def test_driver(build: str, toy: Toy, toy_tokenizer_data: bytes, tmp_path: Path) -> None:
     compiler, *options = BUILDS[build]
+    tokenizer = tmp_path / "tokenizer.bin"
+    tokenizer.write_bytes(toy_tokenizer_data)
     model = compile_c(compiler, tmp_path / "libtoy.so", [HERE / "toy_model.c"], "-shared", *options)
     driver = compile_c(
         compiler,
@@ -35,7 +37,8 @@ def test_driver(build: str, toy: Toy, tmp_path: Path) -> None:
     )
     outputs = set()
     for threads in ("1", "4"):
-        command = [str(driver), str(model), "od_model_toy", str(toy.weights), threads, *PROMPT]
+        files = [str(model), "od_model_toy", str(toy.weights), str(tokenizer)]
+        command = [str(driver), *files, threads, *PROMPT]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         outputs.add(done.stdout)

@@ -177,7 +177,7 @@ def test_every_flipped_byte_is_refused(open_toy: OpenToy, tmp_path: Path) -> Non
         (lambda data: data[:8] + b"\2" + data[9:], "saved in version 2, this runtime reads 1"),
         (lambda data: data[:16] + b"\1" + data[17:], "by another build than this toy"),
         (lambda data: data[:48] + b"\1" + data[49:], "with other weights of toy"),
-        (lambda data: data[:64] + b"\xff" * 4 + data[68:], "sizes make no sense"),
+        (lambda data: data[:64] + b"\xff" * 4 + data[68:], "its header makes no sense"),
         (lambda data: data[:130] + b"\1" + data[131:], "its checksum is another"),
     ],
 )

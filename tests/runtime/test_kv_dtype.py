@@ -76,12 +76,12 @@ def test_fork_of_a_real_conversation(engine: Engine) -> None:
         with conversation.fork() as fork:
             endings = [" Then", " But"]
             said = [
-                list(conversation.generate(endings[0], 20)),
-                list(fork.generate(endings[1], 20)),
+                "".join(conversation.generate(endings[0], 20)),
+                "".join(fork.generate(endings[1], 20)),
             ]
             length = fork.length
         conversation.rewind(0)
         list(conversation.generate(TEXT, 10))
         again = conversation.fork()
-        assert list(again.generate(endings[1], 20)) == said[1] != said[0]
+        assert "".join(again.generate(endings[1], 20)) == said[1] != said[0]
         assert again.length == length

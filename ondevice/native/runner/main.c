@@ -120,14 +120,28 @@ static bool parse(int argc, char *const *argv, arguments *to) {
 
 /* ---- the model ---- */
 
-static od_status open_engine(const arguments *with, od_engine *engine, od_error *error) {
-    static const char name[] = "/weights.bin";
+/* A file of the bundle, open; negative where it cannot be. */
+static int open_file(const arguments *with, const char *name) {
     char path[4096];
-    size_t n = length_of(with->bundle);
-    if (n + sizeof name > sizeof path) return od_fail(error, OD_INVALID, "the path is too long");
+    size_t n = length_of(with->bundle), more = length_of(name) + 1;
+    if (n + more > sizeof path) return -1;
     memcpy(path, with->bundle, n);
-    memcpy(path + n, name, sizeof name);
-    int fd = od_open_to_read(path);
+    memcpy(path + n, name, more);
+    return od_open_to_read(path);
+}
+
+/* Let conversations find what the bundle ships of its system prompt, if it does. */
+static od_status share_prompt(const arguments *with, od_engine engine, od_error *error) {
+    od_conversation prompt;
+    int fd = open_file(with, "/prompt/system.kv");
+    if (fd < 0) return OD_OK;
+    od_status status = od_restore(engine, fd, 0, od_file_bytes(fd), &prompt, error);
+    if (status == OD_OK) return od_conversation_close(prompt, error);
+    return status == OD_KV_FULL ? OD_OK : status; /* then it is computed */
+}
+
+static od_status open_engine(const arguments *with, od_engine *engine, od_error *error) {
+    int fd = open_file(with, "/weights.bin");
     if (fd < 0) return od_fail(error, OD_WEIGHTS, "cannot open the bundle's weights.bin");
     return od_engine_open(&od_linked_model, fd, 0, od_file_bytes(fd), &with->options, engine,
                           error);
@@ -186,6 +200,7 @@ int od_run(int argc, char *const *argv) {
     od_conversation conversation;
     od_error error;
     od_status status = open_engine(&with, &engine, &error);
+    if (status == OD_OK) status = share_prompt(&with, engine, &error);
     if (status == OD_OK) status = od_conversation_open(engine, &conversation, &error);
     if (status == OD_OK && with.logits != NULL)
         status = write_logits(conversation, &with, &error);
