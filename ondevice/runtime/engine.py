@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from ondevice import debug
 from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.read import Bundle, open_bundle
+from ondevice.errors import RuntimeFailure
 from ondevice.runtime.chat import Chat
 from ondevice.runtime.conversation import Conversation, Prompt
-from ondevice.runtime.native import EngineInfo, Library, NativeEngine, model_descriptor
+from ondevice.runtime.native import EngineInfo, Library, NativeEngine, Status, model_descriptor
 from ondevice.runtime.sampling import GREEDY, Sampling
 from ondevice.runtime.saved import restore_conversation
 from ondevice.runtime.tokenizer import Tokenizer, open_tokenizer
