@@ -20,7 +20,11 @@ class Ondevice:
     def __init__(self, job: dict[str, Any]) -> None:
         blocks = -(-job["context"] // KV_BLOCK_TOKENS)
         self._engine = Engine(
-            job["path"], threads=job["threads"], conversations=1, kv_blocks=blocks
+            job["path"],
+            threads=job["threads"],
+            conversations=1,
+            kv_blocks=blocks,
+            draft_tokens=-1,  # made-up tokens repeat themselves as no text does
         )
 
     def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
