@@ -15,16 +15,23 @@ from ondevice.kernels.attention import attention, attention_tile, kv_write
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
 from ondevice.kernels.matmul import matmul_float
-from ondevice.kernels.matmul_int import matmul_dequant, matmul_int
+from ondevice.kernels.matmul_int import matmul_dequant, matmul_int, matmul_int_tile
 from ondevice.kernels.norm import rms_scale, rmsnorm
 from ondevice.kernels.quantize import quantize_rows
 from ondevice.kernels.rope import pairwise, rotate
 from ondevice.lang.library import Binding, KernelDef, Library, Types, View
-from ondevice.quant.scheme import SCHEMES, Scheme, activation_shape, is_integer
+from ondevice.quant.scheme import (
+    ACTIVATION_TILE,
+    SCHEMES,
+    Scheme,
+    activation_shape,
+    is_integer,
+)
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
-GEMV_INT_ROWS = 1
-INT_LIVE = (3, 2)  # dots, sums, sums of minima; codes as stored and as used
+INT_LIVE = (2, 2)  # dots, sums; codes as stored and as used
+INT_LIVE_ONE = (3, 2)  # and sums of minima
+FEW_ROWS = 8  # up to so many rows a smaller tile wastes less
 ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("keys", 2), ("columns", 2))
 ATTENTION_TOKENS = 32  # more than any tile has
 ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself
@@ -86,16 +93,16 @@ def coding(scheme: Scheme) -> dict[str, int | bool]:
     return {"bits": scheme.bits, "zero": scheme.zero, "affine": scheme.zero_point}
 
 
-def quantized(name: str, types: Types) -> View:
-    """Activations as groups of int8 codes."""
+def quantized(name: str, types: Types, tile: int) -> View:
+    """Activations as groups of int8 codes, `tile` rows together."""
     rows, columns = types[name].shape
-    return View(name, activation_shape(rows, columns.static or 0))
+    return View(name, activation_shape(rows, columns.static or 0, tile))
 
 
-def bind_quantize(node: Node, types: Types) -> Binding:
+def bind_quantize(tile: int, node: Node, types: Types) -> Binding:
     x, y = node.inputs[0], node.output.name
-    views = View(x, types[x].shape), quantized(y, types)
-    return Binding(views, {"staged": bool(node.prologue)})
+    views = View(x, types[x].shape), quantized(y, types, tile)
+    return Binding(views, {"staged": bool(node.prologue), "tile": tile})
 
 
 def bind_embed_int(node: Node, types: Types) -> Binding | None:
@@ -106,12 +113,12 @@ def bind_embed_int(node: Node, types: Types) -> Binding | None:
     return Binding(views, coding(SCHEMES[types[table].scheme]))
 
 
-def bind_matmul_int(node: Node, types: Types) -> Binding | None:
-    """Integer weights and int8 activations."""
+def bind_matmul_int(tile: int, node: Node, types: Types) -> Binding | None:
+    """Integer weights and int8 activations, `tile` rows together."""
     x, w, y = *node.inputs, node.output.name
     if types[x].scheme != ACTIVATIONS or not is_integer(types[w].scheme):
         return None
-    views = quantized(x, types), packed(w, types), View(y, types[y].shape)
+    views = quantized(x, types, tile), packed(w, types), View(y, types[y].shape)
     return Binding(views, coding(SCHEMES[types[w].scheme]))
 
 
@@ -182,24 +189,42 @@ ROWS = (
         "gemm", "matmul", matmul_float, bind_matmul_float,
         (("tokens", 6), ("blocks", 2)), min_rows=GEMV_ROWS + 1, holes=MATMUL_HOLES, chunk=16,
     ),
-    KernelDef("quantize", "quantize", quantize_rows, bind_quantize, holes=("prologue",)),
-    KernelDef("embed_int", "embed", embed_int, bind_embed_int),
     KernelDef(
-        "gemv_int", "matmul", matmul_int, bind_matmul_int,
-        (("tokens", 1), ("blocks", 4)), max_rows=GEMV_INT_ROWS, holes=("epilogue",), live=INT_LIVE,
+        "quantize_row", "quantize", quantize_rows, partial(bind_quantize, 1),
+        max_rows=1, holes=("prologue",),
     ),
     KernelDef(
-        "gemm_int", "matmul", matmul_int, bind_matmul_int,
-        (("tokens", 4), ("blocks", 2)), min_rows=GEMV_INT_ROWS + 1, holes=("epilogue",), chunk=16,
-        live=INT_LIVE,
+        "quantize", "quantize", quantize_rows, partial(bind_quantize, ACTIVATION_TILE),
+        min_rows=2, holes=("prologue",), chunk=4,
+    ),
+    KernelDef("embed_int", "embed", embed_int, bind_embed_int),
+    KernelDef(
+        "gemv_int", "matmul", matmul_int, partial(bind_matmul_int, 1),
+        (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("apart", False)),
+        max_rows=1, holes=("epilogue",), live=INT_LIVE_ONE,
+    ),
+    KernelDef(
+        "gemm_int_few", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
+        (("tile", ACTIVATION_TILE), ("strip", 4), ("tokens", 4), ("blocks", 1), ("apart", True)),
+        min_rows=2, max_rows=FEW_ROWS, holes=("epilogue",), live=INT_LIVE,
+    ),
+    KernelDef(
+        "gemm_int", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
+        (("tile", ACTIVATION_TILE), ("strip", 4), ("tokens", 8), ("blocks", 1), ("apart", True)),
+        min_rows=FEW_ROWS + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
+    ),
+    KernelDef(
+        "gemm_int_tile", "matmul", matmul_int_tile, partial(bind_matmul_int, ACTIVATION_TILE),
+        (("strip", 4),), holes=("epilogue",), instead_of="gemm_int",
+        needs=frozenset({"amx-tile", "amx-int8"}),
     ),
     KernelDef(
         "gemv_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES, live=INT_LIVE,
+        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES, live=INT_LIVE_ONE,
     ),
     KernelDef(
         "gemm_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE,
+        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE_ONE,
     ),
     KernelDef("pairwise_rope", "rope", pairwise, bind_pairwise, holes=("apply",), chunk=8),
     KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, holes=("pairs",), chunk=8),

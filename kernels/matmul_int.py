@@ -6,6 +6,7 @@ tile, the batch or the instruction set.
 
 from __future__ import annotations
 
+from ondevice.kernels.activations import group_offset, group_total, group_unit, quad
 from ondevice.kernels.groups import (
     codes_at,
     group_minimum,
@@ -16,14 +17,13 @@ from ondevice.kernels.groups import (
 )
 from ondevice.lang import (
     Inline,
-    bitcast,
     cast,
     ceildiv,
     dot4,
     dot4_u7,
+    dot_tile,
     f32,
     fma,
-    i8,
     i32,
     inline,
     kernel,
@@ -39,84 +39,128 @@ from ondevice.lang import (
 
 
 @inline
-def repeated(x, s, g, quad):
-    """i8[64]: four neighbouring activations, 16 times"""
-    return bitcast(i8, vec(load(x, s, g, quad * 4, lanes=1, as_=i32), 16))
-
-
-@inline
-def activation_scale(x, s, g):
-    """The float32 scale of a group of int8 activations"""
-    return load(x, s, g, 32, lanes=1, as_=f32)
-
-
-@inline
-def activation_sum(x, s, g):
-    """The int32 sum of a group's int8 activations"""
-    return load(x, s, g, 36, lanes=1, as_=i32)
-
-
-@inline
-def start_dots(dots, x: u8[S, G, 40], t, g, *, zero: int, tokens: int, blocks: int):
+def start_dots(
+    dots, x: u8[T, G, LINES, BYTES], t, g, part, *, zero: int, tile: int, tokens: int, blocks: int
+):
     """dots = -zero * sum(x): the weights' codes stand `zero` above what they mean"""
     for m in unroll(tokens):
-        offset = activation_sum(x, min(t * tokens + m, S - 1), g) * -zero
+        offset = group_offset(x, t, g, part * tokens + m, zero=zero, tile=tile)
         for r in unroll(blocks):
-            dots[m, r] = vec(offset, 16)
+            dots[m, r] = offset
 
 
 @inline
 def add_dots(
-    dots, x: u8[S, G, 40], w: u8[NB, ROW], t, b, g, at, *, bits: int, tokens: int, blocks: int
+    dots,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    g,
+    part,
+    at,
+    *,
+    bits: int,
+    tokens: int,
+    blocks: int,
 ):
     """dots += codes . activations of one group"""
     for j in unroll(bits):
         codes = registers(vec(cast(u8, 0), 64), blocks)
         for r in unroll(blocks):
-            codes[r] = load(w, min(b * blocks + r, NB - 1), at + j * 64, lanes=64)
+            codes[r] = load(w, min(b + r, NB - 1), at + j * 64, lanes=64)
         for m in unroll(tokens):
-            s = min(t * tokens + m, S - 1)
             if bits == 4:
-                first = repeated(x, s, g, j)
-                second = repeated(x, s, g, j + 4)
+                first = quad(x, t, g, part, m, j * 4, tokens=tokens)
+                second = quad(x, t, g, part, m, j * 4 + 16, tokens=tokens)
                 for r in unroll(blocks):
                     dots[m, r] = dot4_u7(dots[m, r], codes[r] & 15, first)
                     dots[m, r] = dot4_u7(dots[m, r], codes[r] >> 4, second)
             else:
-                quad = repeated(x, s, g, j)
+                four = quad(x, t, g, part, m, j * 4, tokens=tokens)
                 for r in unroll(blocks):
-                    dots[m, r] = dot4(dots[m, r], codes[r], quad)
+                    dots[m, r] = dot4(dots[m, r], codes[r], four)
 
 
 @inline
 def add_scaled(
     acc,
-    least,
     dots,
-    x: u8[S, G, 40],
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    g,
+    part,
+    tail,
+    *,
+    affine: bool,
+    tile: int,
+    tokens: int,
+    blocks: int,
+):
+    """acc += scales * dots, in float32"""
+    for r in unroll(blocks):
+        scale = group_scale(w, min(b + r, NB - 1), tail, affine=affine)
+        for m in unroll(tokens):
+            unit = group_unit(x, t, g, part * tokens + m, tile=tile)
+            acc[m, r] = fma(cast(f32, dots[m, r]), scale * vec(unit, 16), acc[m, r])
+
+
+@inline
+def add_minima(
+    least,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    g,
+    part,
+    tail,
+    *,
+    tile: int,
+    tokens: int,
+    blocks: int,
+):
+    """least += minima * sum(x), in float32"""
+    for r in unroll(blocks):
+        minimum = group_minimum(w, min(b + r, NB - 1), tail)
+        for m in unroll(tokens):
+            total = group_total(x, t, g, part * tokens + m, tile=tile)
+            least[m, r] = fma(minimum, vec(total, 16), least[m, r])
+
+
+@inline
+def unpack_codes(codes, place, w: u8[NB, ROW], b, at):
+    """The codes of a group of 4 bits, a byte each, as a matrix unit wants them"""
+    for j in unroll(4):
+        both = load(w, b, at + j * 64, lanes=64)
+        store(codes, place, j, 0, both & 15)
+        store(codes, place, j + 4, 0, both >> 4)
+
+
+@inline
+def add_tile(
+    acc,
+    products,
+    x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     t,
     b,
     g,
     tail,
     *,
+    zero: int,
     affine: bool,
-    tokens: int,
-    blocks: int,
 ):
-    """acc += scales * dots, and least += minima * sum(x), in float32"""
-    for r in unroll(blocks):
-        block = min(b * blocks + r, NB - 1)
-        scale = group_scale(w, block, tail, affine=affine)
-        for m in unroll(tokens):
-            unit = activation_scale(x, min(t * tokens + m, S - 1), g)
-            acc[m, r] = fma(cast(f32, dots[m, r]), scale * vec(unit, 16), acc[m, r])
-        if affine:
-            minimum = group_minimum(w, block, tail)
-            for m in unroll(tokens):
-                s = min(t * tokens + m, S - 1)
-                total = activation_scale(x, s, g) * cast(f32, activation_sum(x, s, g))
-                least[m, r] = fma(minimum, vec(total, 16), least[m, r])
+    """acc += scales * products of 16 rows of x, in float32"""
+    scale = group_scale(w, b, tail, affine=affine)
+    for m in unroll(16):
+        dots = load(products, m, 0, lanes=16)
+        if zero != 0:
+            dots = dots + group_offset(x, t, g, m, zero=zero, tile=16)
+        unit = group_unit(x, t, g, m, tile=16)
+        acc[m, 0] = fma(cast(f32, dots), scale * vec(unit, 16), acc[m, 0])
 
 
 @inline
@@ -130,7 +174,7 @@ def in_row_units(acc, least, w, block, *, affine: bool):
 
 @kernel
 def matmul_int(
-    x: u8[S, G, 40],
+    x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     y: f32[S, N],
     *,
@@ -138,33 +182,112 @@ def matmul_int(
     bits: int,
     zero: int,
     affine: bool,
+    tile: int,
+    strip: int,
     tokens: int,
     blocks: int,
+    apart: bool,
 ):
-    """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 32 (quantize_rows)"""
-    for b, t in parallel(ceildiv(NB, blocks), ceildiv(S, tokens)):
-        acc = registers(vec(0.0, 16), tokens, blocks)
-        least = registers(vec(0.0, 16), tokens, blocks)
-        for pair in range(0, G, 2):
-            for half in unroll(2):
-                g = pair + half
-                at = codes_at(g, bits=bits, affine=affine)
-                tail = scales_at(g, bits=bits, affine=affine)
-                dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
-                if zero != 0:
-                    start_dots(dots, x, t, g, zero=zero, tokens=tokens, blocks=blocks)
-                add_dots(dots, x, w, t, b, g, at, bits=bits, tokens=tokens, blocks=blocks)
-                add_scaled(
-                    acc, least, dots, x, w, t, b, g, tail,
-                    affine=affine, tokens=tokens, blocks=blocks,
-                )  # fmt: skip
-        for m in unroll(tokens):
-            for r in unroll(blocks):
-                s = t * tokens + m
-                n = (b * blocks + r) * 16
-                if s < S and n < N:
-                    value = in_row_units(acc[m, r], least[m, r], w, b * blocks + r, affine=affine)
-                    store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
+    """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 32 (quantize_rows)
+
+    A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time.
+    The minima of affine weights are summed by themselves; `apart`, in a loop of their own.
+    """
+    for strip_, t in parallel(ceildiv(NB, strip * blocks), T):
+        for part in range(tile // tokens):
+            if t * tile + part * tokens < S:
+                for row in range(strip):
+                    b = (strip_ * strip + row) * blocks
+                    acc = registers(vec(0.0, 16), tokens, blocks)
+                    least = registers(vec(0.0, 16), tokens, blocks)
+                    for pair in range(0, G, 2):
+                        for half in unroll(2):
+                            g = pair + half
+                            at = codes_at(g, bits=bits, affine=affine)
+                            tail = scales_at(g, bits=bits, affine=affine)
+                            dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
+                            if zero != 0:
+                                start_dots(
+                                    dots, x, t, g, part,
+                                    zero=zero, tile=tile, tokens=tokens, blocks=blocks,
+                                )  # fmt: skip
+                            add_dots(
+                                dots, x, w, t, b, g, part, at,
+                                bits=bits, tokens=tokens, blocks=blocks,
+                            )  # fmt: skip
+                            add_scaled(
+                                acc, dots, x, w, t, b, g, part, tail,
+                                affine=affine, tile=tile, tokens=tokens, blocks=blocks,
+                            )  # fmt: skip
+                            if affine and not apart:
+                                add_minima(
+                                    least, x, w, t, b, g, part, tail,
+                                    tile=tile, tokens=tokens, blocks=blocks,
+                                )  # fmt: skip
+                    if affine and apart:
+                        for g in range(G):
+                            tail = scales_at(g, bits=bits, affine=affine)
+                            add_minima(
+                                least, x, w, t, b, g, part, tail,
+                                tile=tile, tokens=tokens, blocks=blocks,
+                            )  # fmt: skip
+                    for m in unroll(tokens):
+                        for r in unroll(blocks):
+                            s = t * tile + part * tokens + m
+                            n = (b + r) * 16
+                            if s < S and n < N:
+                                value = in_row_units(acc[m, r], least[m, r], w, b + r, affine=affine)
+                                store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
+
+
+@kernel
+def matmul_int_tile(
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    y: f32[S, N],
+    *,
+    epilogue: Inline,
+    bits: int,
+    zero: int,
+    affine: bool,
+    strip: int,
+):
+    """matmul_int on a matrix unit: 16 rows by one block of weights at a time, the same bits"""
+    even = scratch(i32, 16, 16)
+    odd = scratch(i32, 16, 16)
+    if bits == 4:
+        codes = scratch(u8, 2, 8, 64)
+    for strip_, t in parallel(ceildiv(NB, strip), T):
+        for row in range(strip):
+            b = strip_ * strip + row
+            if b < NB:
+                acc = registers(vec(0.0, 16), 16, 1)
+                least = registers(vec(0.0, 16), 16, 1)
+                for g in range(0, G, 2):
+                    first = codes_at(g, bits=bits, affine=affine)
+                    second = codes_at(g + 1, bits=bits, affine=affine)
+                    if bits == 4:
+                        unpack_codes(codes, 0, w, b, first)
+                        unpack_codes(codes, 1, w, b, second)
+                        dot_tile(even, x, t, g, 0, 0, codes, 0, 0, 0)
+                        dot_tile(odd, x, t, g + 1, 0, 0, codes, 1, 0, 0)
+                    else:
+                        dot_tile(even, x, t, g, 0, 0, w, b, first)
+                        dot_tile(odd, x, t, g + 1, 0, 0, w, b, second)
+                    tail = scales_at(g, bits=bits, affine=affine)
+                    add_tile(acc, even, x, w, t, b, g, tail, zero=zero, affine=affine)
+                    tail_ = scales_at(g + 1, bits=bits, affine=affine)
+                    add_tile(acc, odd, x, w, t, b, g + 1, tail_, zero=zero, affine=affine)
+                if affine:
+                    for g in range(G):
+                        tail = scales_at(g, bits=bits, affine=affine)
+                        add_minima(least, x, w, t, b, g, 0, tail, tile=16, tokens=16, blocks=1)
+                for m in unroll(16):
+                    s = t * 16 + m
+                    n = b * 16
+                    if s < S:
+                        value = in_row_units(acc[m, 0], least[m, 0], w, b, affine=affine)
+                        store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
 
 
 @inline
@@ -182,7 +305,7 @@ def add_products(sums, rows, w, block, g, at, *, bits: int, zero: int, tokens: i
 
 
 @inline
-def group_total(rows, m, g):
+def float_total(rows, m, g):
     """The sum of a group of float activations, in order"""
     total = cast(f32, 0.0)
     for k in range(32):
@@ -231,7 +354,7 @@ def matmul_dequant(
                 for m in unroll(tokens):
                     acc[m, r] = fma(sums[m], scale, acc[m, r])
                     if affine:
-                        total = vec(group_total(rows, m, g), 16)
+                        total = vec(float_total(rows, m, g), 16)
                         least[m, r] = fma(group_minimum(w, block, tail), total, least[m, r])
         for m in unroll(tokens):
             for r in unroll(blocks):

@@ -5,6 +5,7 @@ The packers work on 16 rows at a time, one lane a row, over a transposed copy in
 
 from __future__ import annotations
 
+from ondevice.kernels.activations import store_numbers
 from ondevice.kernels.groups import codes_at, scales_at
 from ondevice.lang import (
     Inline,
@@ -33,26 +34,35 @@ from ondevice.lang import (
 
 
 @kernel
-def quantize_rows(x: f32[S, K], y: u8[S, G, 40], *, prologue: Inline, staged: bool):
-    """A group of 32: its int8 codes, the float32 scale max|x| / 127, the int32 sum of its codes"""
-    for s in parallel(S):
+def quantize_rows(
+    x: f32[S, K], y: u8[T, G, LINES, BYTES], *, prologue: Inline, staged: bool, tile: int
+):
+    """A group of 32: its int8 codes, the float32 scale max|x| / 127 and sums of its codes
+
+    Rows that fill up the last tile get scales of 0.
+    """
+    for s in parallel(T * tile):
+        t = s // tile
+        m = s % tile
         for g in range(G):
-            values = registers(vec(0.0, 16), 2)
-            for h in unroll(2):
-                k = g * 32 + h * 16
-                if k < K:
-                    value = load(x, s, k, lanes=16, count=K - k)
-                    if staged:
-                        value = prologue(value, s, k, K - k)
-                    values[h] = value
-            top = reduce_max(max(abs(values[0]), abs(values[1])))
-            inverse = 127.0 / top if top > 1e-30 else cast(f32, 0.0)
-            first = cast(i32, round(values[0] * vec(inverse, 16)))
-            second = cast(i32, round(values[1] * vec(inverse, 16)))
-            store(y, s, g, 0, bitcast(u8, cast(i8, first)))
-            store(y, s, g, 16, bitcast(u8, cast(i8, second)))
-            store(y, s, g, 32, top / 127.0)
-            store(y, s, g, 36, reduce_add(first + second))
+            if s < S:
+                values = registers(vec(0.0, 16), 2)
+                for h in unroll(2):
+                    k = g * 32 + h * 16
+                    if k < K:
+                        value = load(x, s, k, lanes=16, count=K - k)
+                        if staged:
+                            value = prologue(value, s, k, K - k)
+                        values[h] = value
+                top = reduce_max(max(abs(values[0]), abs(values[1])))
+                inverse = 127.0 / top if top > 1e-30 else cast(f32, 0.0)
+                first = cast(i32, round(values[0] * vec(inverse, 16)))
+                second = cast(i32, round(values[1] * vec(inverse, 16)))
+                store(y, t, g, m // 2, m % 2 * 32, bitcast(u8, cast(i8, first)))
+                store(y, t, g, m // 2, m % 2 * 32 + 16, bitcast(u8, cast(i8, second)))
+                store_numbers(y, t, g, m, top / 127.0, reduce_add(first + second), tile=tile)
+            else:
+                store_numbers(y, t, g, m, cast(f32, 0.0), cast(i32, 0), tile=tile)
 
 
 @inline

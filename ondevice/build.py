@@ -31,14 +31,13 @@ from ondevice.graph.text import print_graph
 from ondevice.graph.verify import verify
 from ondevice.kernels import LIBRARY
 from ondevice.kernels.packers import Packers
-from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.text import print_kernel
 from ondevice.models import Family, family_of, trace
 from ondevice.models.family import ModelConfig
 from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
-from ondevice.passes.schedule import Frame, schedule
+from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.progress import SILENT, Progress
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
@@ -146,7 +145,7 @@ class Compiled:
     """A program and the kernels it names, in its order."""
 
     program: Program
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[VariantKernels, ...]
 
 
 def _trace(
@@ -186,7 +185,8 @@ def _lower(
     if dump:
         dump.stage("program", "txt", print_program(program))
         for kernel, row_ in zip(kernels, program.kernels, strict=True):
-            dump.file(f"kernels/{row_.symbol}.kir", print_kernel(kernel))
+            texts = dict.fromkeys(map(print_kernel, kernel))
+            dump.file(f"kernels/{row_.symbol}.kir", "\n".join(texts))
     return None if stop_after == SCHEDULE else Compiled(program, kernels)
 
 

@@ -38,6 +38,8 @@ CPU_FEATURES = (
     "i8mm",
     "fullfp16",
     "neon",
+    "amx-tile",
+    "amx-int8",
 )
 
 # Scalar types: name -> (C type, LLVM type).
@@ -188,6 +190,11 @@ STRUCTS = (
 BY_NAME = {s.name: s for s in STRUCTS}
 
 
+def c_name(feature: str) -> str:
+    """The feature as part of a macro's name."""
+    return feature.upper().replace("-", "_")
+
+
 def feature_mask(features: frozenset[str] | set[str] | tuple[str, ...]) -> int:
     """The bits of `features`. Raises KeyError on a name that is not in CPU_FEATURES."""
     bits = {name: 1 << i for i, name in enumerate(CPU_FEATURES)}
@@ -278,7 +285,7 @@ def print_header() -> str:
         *(f"    OD_STEP_{s.name} = {s.value}," for s in StepBuffer),
         "} od_step_buffer;",
         "",
-        *(f"#define OD_CPU_{n.upper()} (UINT64_C(1) << {i})" for i, n in enumerate(CPU_FEATURES)),
+        *(f"#define OD_CPU_{c_name(n)} (UINT64_C(1) << {i})" for i, n in enumerate(CPU_FEATURES)),
         "",
         "/* Runs tasks [begin, end); scratch belongs to the calling worker. */",
         "typedef void (*od_kernel)(void *const *buffers, const int32_t *scalars, int32_t begin,",

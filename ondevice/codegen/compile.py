@@ -33,7 +33,7 @@ class CompiledVariant:
 
 def compile_kernels(
     program: Program,
-    kernels: Sequence[Kernel],
+    kernels: Sequence[Sequence[Kernel]],
     target: Target,
     dump: Dump | None = None,
     advance: Advance = ignore,
@@ -41,13 +41,15 @@ def compile_kernels(
     """Every kernel for every CPU variant of the target, the variants side by side.
 
     `advance` hears of each variant.
+
+    A kernel comes as each variant computes it, in the target's order.
     """
 
-    def compiled(variant: CpuVariant) -> CompiledVariant:
+    def compiled(place: int, variant: CpuVariant) -> CompiledVariant:
         symbols = {row.symbol: f"{row.symbol}_{variant.name}" for row in program.kernels}
         features = frozenset(variant.features)
         functions = [
-            print_function(kernel, symbol, features, f".text.{symbol}")
+            print_function(kernel[place], symbol, features, f".text.{symbol}")
             for kernel, symbol in zip(kernels, symbols.values(), strict=True)
         ]
         text = print_module(functions, target.triple)
@@ -59,7 +61,7 @@ def compile_kernels(
         return CompiledVariant(variant, symbols, data)
 
     with ThreadPoolExecutor(max_workers=len(target.cpu.variants)) as pool:
-        return list(pool.map(compiled, target.cpu.variants))
+        return list(pool.map(compiled, *zip(*enumerate(target.cpu.variants), strict=True)))
 
 
 @dataclass(frozen=True)

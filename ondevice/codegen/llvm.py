@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ondevice.codegen.operators import LOWERINGS, mask_of
+from ondevice.codegen.tile import Tiles
 from ondevice.codegen.writer import Writer, constant_text, llvm_type
 from ondevice.lang.kernel_ir import (
     INDEX,
     Assign,
     Buffer,
     Const,
+    DotTile,
     Expr,
     For,
     If,
@@ -65,6 +67,7 @@ class FunctionPrinter:
         self.kernel = kernel
         self.features = features
         self.out = Writer(features)
+        self.tiles = Tiles(self.out)
         self.names: dict[str, str] = {}
         self.pointers: dict[str, str] = {}
         self.buffers = {b.name: b for b in (*kernel.buffers, *kernel.scratch)}
@@ -89,7 +92,9 @@ class FunctionPrinter:
         more = out.pure(f"icmp slt i32 {following}, %end")
         out.line(f"br i1 {more}, label %{body}, label %{done}")
         out.enter(done)
+        self.tiles.release()
         out.line("ret void")
+        self.tiles.configure()
         head = "ptr %buffers, ptr %scalars, i32 %begin, i32 %end, ptr noalias %scratch"
         attributes = function_attributes(self.features)
         if section:
@@ -130,6 +135,8 @@ class FunctionPrinter:
                     self.names[name] = self.value(value)
                 case Store():
                     self.store(statement)
+                case DotTile():
+                    self.dot_tile(statement)
                 case For():
                     self.loop(statement)
                 case If():
@@ -268,6 +275,11 @@ class FunctionPrinter:
             return
         count = self.clamped(store.count, type.lanes)
         mask_of(self.out, type).store(self.out, type, value, pointer, align, count)
+
+    def dot_tile(self, tile: DotTile) -> None:
+        rows = self.address(self.buffers[tile.rows], tile.rows_at)
+        columns = self.address(self.buffers[tile.columns], tile.columns_at)
+        self.tiles.dot(self.pointers[tile.out], rows, columns)
 
     def clamped(self, count: Expr, lanes: int) -> str:
         """`count` limited to 0..lanes, as i32."""

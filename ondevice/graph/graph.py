@@ -54,6 +54,15 @@ class Applied:
 
 
 @dataclass(frozen=True)
+class Special:
+    """The kernel or schedule that one CPU variant takes instead."""
+
+    variant: str
+    kernel: str
+    schedule: Attrs
+
+
+@dataclass(frozen=True)
 class Choice:
     """A kernel that computes a node when the rows of its result lie in [min, max]."""
 
@@ -61,6 +70,14 @@ class Choice:
     schedule: Attrs
     min_rows: int
     max_rows: int
+    specials: tuple[Special, ...] = ()
+
+    def on(self, variant: str) -> tuple[str, Attrs]:
+        """The kernel and schedule for a CPU variant."""
+        for special in self.specials:
+            if special.variant == variant:
+                return special.kernel, special.schedule
+        return self.kernel, self.schedule
 
 
 @dataclass(frozen=True)

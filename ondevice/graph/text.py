@@ -25,7 +25,17 @@ from dataclasses import dataclass, replace
 from ondevice.dims import Extent
 from ondevice.dtypes import DTYPES
 from ondevice.errors import GraphError
-from ondevice.graph.graph import Applied, Attr, Attrs, Choice, Graph, Node, TensorType, Value
+from ondevice.graph.graph import (
+    Applied,
+    Attr,
+    Attrs,
+    Choice,
+    Graph,
+    Node,
+    Special,
+    TensorType,
+    Value,
+)
 
 # --- printing ---------------------------------------------------------------------------------
 
@@ -57,6 +67,8 @@ def _node_lines(node: Node) -> Iterator[str]:
     for choice in node.choices:
         schedule = _print_attrs(choice.schedule)
         yield f"  choose {choice.kernel}{schedule} for {choice.min_rows}..{choice.max_rows}"
+        for special in choice.specials:
+            yield f"  but {special.kernel}{_print_attrs(special.schedule)} on {special.variant}"
 
 
 def _print_call(op: str, inputs: tuple[str, ...], attrs: Attrs) -> str:
@@ -197,6 +209,8 @@ def _parse_detail(node: Node, cursor: _Cursor) -> Node:
         return replace(node, epilogue=(*node.epilogue, Applied(*_parse_call(cursor))))
     if cursor.accept("on "):
         return replace(node, device=cursor.string())
+    if cursor.accept("but "):
+        return _parse_special(node, cursor)
     cursor.expect("choose ")
     kernel, schedule = cursor.name(), _parse_attrs(cursor)
     cursor.expect(" for ")
@@ -204,6 +218,17 @@ def _parse_detail(node: Node, cursor: _Cursor) -> Node:
     cursor.expect("..")
     choice = Choice(kernel, schedule, min_rows, cursor.integer())
     return replace(node, choices=(*node.choices, choice))
+
+
+def _parse_special(node: Node, cursor: _Cursor) -> Node:
+    kernel, schedule = cursor.name(), _parse_attrs(cursor)
+    cursor.expect(" on ")
+    special = Special(cursor.name(), kernel, schedule)
+    if not node.choices:
+        raise cursor.error("this stands behind no choice")
+    *others, last = node.choices
+    last = replace(last, specials=(*last.specials, special))
+    return replace(node, choices=(*others, last))
 
 
 def _parse_value(cursor: _Cursor) -> Value:

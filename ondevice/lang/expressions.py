@@ -34,7 +34,7 @@ from ondevice.lang.kernel_ir import (
     Var,
     can_trap,
 )
-from ondevice.lang.memory import build_load, build_store
+from ondevice.lang.memory import build_dot_tile, build_load, build_store
 from ondevice.lang.parse import Source
 
 
@@ -242,6 +242,27 @@ class Expressions:
         count = operand(options["count"]) if "count" in options else None
         self.block.append(build_store(buffer, indices, value, count))
         self.stores += 1
+
+    def dot_tile(self, node: ast.Call) -> None:
+        """`dot_tile(out, rows, *indices, columns, *indices)` as a statement."""
+        self.keywords(node)
+        out, rows, columns = self.tile_places([self.evaluate(a) for a in node.args])
+        self.block.append(build_dot_tile(out[0], rows, columns))
+        self.stores += 1
+
+    def tile_places(self, values: list[Value]) -> list[tuple[Buffer, list[Operand]]]:
+        """Three buffers, each with the indices that follow it."""
+        places: list[tuple[Buffer, list[Operand]]] = []
+        for value in values:
+            if isinstance(value, Buffer):
+                places.append((value, []))
+            elif places and isinstance(value, (bool, int, float, Expr)):
+                places[-1][1].append(value)
+            else:
+                raise Mismatch("dot_tile takes buffers and indices")
+        if len(places) != 3 or places[0][1]:
+            raise Mismatch("dot_tile takes its result, a place of rows and a place of columns")
+        return places
 
     def subscript(self, node: ast.Subscript) -> tuple[Buffer | RegisterArray, list[Operand]]:
         target = self.evaluate(node.value)

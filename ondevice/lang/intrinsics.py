@@ -240,5 +240,6 @@ _ROWS = (
     Intrinsic("reduce_min", reference.reduce_min, build_reduce("reduce_min")),
     Intrinsic("dot4", reference.dot4, build_dot4("dot4")),
     Intrinsic("dot4_u7", reference.dot4_u7, build_dot4("dot4_u7")),
+    Intrinsic("dot_tile", reference.dot_tile),
 )
 INTRINSICS: dict[str, Intrinsic] = {row.name: row for row in _ROWS}

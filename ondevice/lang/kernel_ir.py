@@ -4,7 +4,7 @@ This is all that a printer sees. Holes are filled, inline calls expanded, compil
 pruned, `unroll` and `registers` turned into plain variables, and every expression has a type.
 
     kernel = buffers scratch scalars  for TASKS in parallel(EXTENTS): body
-    stmt   = Assign | Store | For | If
+    stmt   = Assign | Store | DotTile | For | If
     expr   = Const | Var | Load | Op
 
 Expressions are pure; a statement's expressions are evaluated before its effect. A variable keeps
@@ -112,6 +112,22 @@ class Store:
 
 
 @dataclass(frozen=True)
+class DotTile:
+    """`out = rows . columns` by a CPU's matrix unit, exact in int32.
+
+    `out` is scratch i32[16, 16]. `rows` points to 16 rows of 32 int8, one after the other; `columns`
+    to 16 columns of 32 uint8 as weights are packed, four k of a column side by side: [8, 16, 4].
+    Both are u8 buffers, and the bytes may run over their last dims.
+    """
+
+    out: str
+    rows: str
+    rows_at: tuple[Expr, ...]
+    columns: str
+    columns_at: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
 class For:
     """`for name in range(start, stop, step)`; the bounds are evaluated once; step > 0."""
 
@@ -129,7 +145,7 @@ class If:
     orelse: tuple[Stmt, ...] = ()
 
 
-Stmt = Assign | Store | For | If
+Stmt = Assign | Store | DotTile | For | If
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class KernelDef:
 
     `bind` returns None where the kernel cannot compute the node (another scheme, say). `tile` is
     the default schedule, which the tile pass shrinks to the CPU's registers and cores. The row
-    is offered for `min_rows`..`max_rows` rows of the node's result.
+    is offered for `min_rows`..`max_rows` rows of the node's result. A row that `needs` features of
+    the CPU stands in for the row `instead_of` on the variants that have them: it takes the same
+    buffers and the same tasks.
     """
 
     name: str
@@ -61,6 +63,8 @@ class KernelDef:
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
     # The tile for a node and a number of registers of 16 lanes, where the kernel knows it itself.
     fit: Callable[[Node, Types, int], Attrs] | None = None
+    needs: frozenset[str] = frozenset()
+    instead_of: str = ""
 
     def held(self, tokens: int, blocks: int) -> int:
         """Vectors that a tile wants in registers at once."""
@@ -81,6 +85,7 @@ class Library:
             row
             for row in self.kernels.values()
             if row.op == node.op
+            and not row.instead_of
             and row.bind(node, types) is not None
             and self._holes_fit(row, node)
         ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ondevice.dtypes import DType, index, u8
+from ondevice.dtypes import DType, i32, index, u8
 from ondevice.lang.check import Mismatch, Operand, adapt, typed
-from ondevice.lang.kernel_ir import INDEX, Buffer, Const, Expr, Load, Store, Type
+from ondevice.lang.kernel_ir import INDEX, Buffer, Const, DotTile, Expr, Load, Store, Type
 
 
 def build_load(
@@ -34,6 +34,21 @@ def build_store(
         raise Mismatch(f"a store of {expr.type} into {buffer.name}: {buffer}")
     places = check_indices(buffer, indices, expr.type, whole=count is None)
     return Store(buffer.name, places, expr, check_count(count, expr.type.lanes))
+
+
+def build_dot_tile(
+    out: Buffer,
+    rows: tuple[Buffer, Sequence[Operand]],
+    columns: tuple[Buffer, Sequence[Operand]],
+) -> DotTile:
+    """A checked DotTile."""
+    if (out.dtype, out.dims) != (i32, (16, 16)):
+        raise Mismatch(f"{out.name}: {out} is no i32[16, 16]")
+    for buffer, _ in (rows, columns):
+        if buffer.dtype != u8:
+            raise Mismatch(f"{buffer.name}: {buffer} where bytes are wanted")
+    places = [check_indices(buffer, at, Type(u8), whole=True) for buffer, at in (rows, columns)]
+    return DotTile(out.name, rows[0].name, places[0], columns[0].name, places[1])
 
 
 def check_count(count: Operand | None, lanes: int) -> Expr | None:

@@ -54,6 +54,14 @@ class Array:
         data = np.ascontiguousarray(self.array[self.locate(indices, elements)])
         return data.view(np.uint8)[: lanes * dtype.itemsize].copy().view(dtype)
 
+    def following(self, indices: tuple[int, ...], count: int) -> npt.NDArray[Any]:
+        """`count` elements from `indices` on, over the ends of dims; KernelError if out of range."""
+        self.locate(indices, 1)
+        start = int(np.ravel_multi_index(indices, self.array.shape))
+        if start + count > self.array.size:
+            raise KernelError(f"{self.name}: {count} elements from {indices} on are too many")
+        return self.array.reshape(-1)[start : start + count]
+
     def write(self, indices: tuple[int, ...], value: npt.NDArray[Any]) -> None:
         own = self.array.dtype
         if value.dtype != own and own != np.uint8:
@@ -333,3 +341,17 @@ def dot4_u7(acc: Value, u: Value, s: Value) -> Value:
     if u.max() > 127:
         raise KernelError(f"dot4_u7 of u = {u.max()}, which is above 127")
     return dot4(acc, u, s)
+
+
+def dot_tile(out: Array, *places: Any) -> None:
+    """`out[m, n] = sum_k rows[m, k] * columns[k // 4, n, k % 4]`, exact, as a matrix unit does it.
+
+    `places` are two buffers of bytes, each with its indices: 16 rows of 32 int8, and 16 columns of
+    32 uint8 as weights are packed.
+    """
+    second = next(i for i, p in enumerate(places) if i and isinstance(p, Array))
+    (rows, *rows_at), (columns, *columns_at) = places[:second], places[second:]
+    a = rows.following(tuple(rows_at), 512).view(np.int8).reshape(16, 32)
+    b = columns.following(tuple(columns_at), 512)
+    b = b.reshape(8, 16, 4).swapaxes(1, 2).reshape(32, 16)
+    out.array[:] = a.astype(np.int32) @ b.astype(np.int32)

@@ -26,6 +26,7 @@ from ondevice.lang.kernel_ir import (
     Assign,
     Buffer,
     Const,
+    DotTile,
     Expr,
     For,
     If,
@@ -37,7 +38,7 @@ from ondevice.lang.kernel_ir import (
     Type,
     Var,
 )
-from ondevice.lang.memory import build_load, build_store
+from ondevice.lang.memory import build_dot_tile, build_load, build_store
 
 _SYMBOLS = {
     name: symbol for symbol, (name, _) in (*check.ARITHMETIC.items(), *check.COMPARISON.items())
@@ -82,6 +83,8 @@ class _Printer:
                     yield f"{pad}{name} = {self.expr(value)}"
                 case Store():
                     yield pad + self.store(statement)
+                case DotTile():
+                    yield pad + self.dot_tile(statement)
                 case For(name, start, stop, step, inner):
                     bounds = f"{self.expr(start)}, {self.expr(stop)}, {step}"
                     yield f"{pad}for {name} in range({bounds}):"
@@ -99,6 +102,13 @@ class _Printer:
             return f"{store.buffer}[{place}] = {value}"
         count = "" if store.count is None else f", count={self.expr(store.count)}"
         return f"store({store.buffer}, {place}, {value}{count})"
+
+    def dot_tile(self, tile: DotTile) -> str:
+        places = (
+            ", ".join([name, *map(self.expr, at)])
+            for name, at in ((tile.rows, tile.rows_at), (tile.columns, tile.columns_at))
+        )
+        return f"dot_tile({tile.out}, {', '.join(places)})"
 
     def expr(self, expr: Expr) -> str:
         match expr:
@@ -246,6 +256,8 @@ class _Parser:
                     return build_store(self.buffers[name], self.places(place), self.expr(value))
                 case ast.Expr(value=ast.Call(func=ast.Name("store")) as call):
                     return self.store(call)
+                case ast.Expr(value=ast.Call(func=ast.Name("dot_tile")) as call):
+                    return self.dot_tile(call)
                 case ast.For(target=ast.Name(id=name), iter=ast.Call(args=[start, stop, step])):
                     bounds = self.expr(start), self.expr(stop)
                     self.variables[name] = INDEX
@@ -264,6 +276,16 @@ class _Parser:
         count = {k.arg: self.expr(k.value) for k in call.keywords}.get("count")
         assert isinstance(buffer, ast.Name)
         return build_store(self.buffers[buffer.id], places, stored, count)
+
+    def dot_tile(self, call: ast.Call) -> DotTile:
+        places: list[tuple[Buffer, list[Expr]]] = []
+        for argument in call.args:
+            if isinstance(argument, ast.Name) and argument.id in self.buffers:
+                places.append((self.buffers[argument.id], []))
+            else:
+                places[-1][1].append(self.expr(argument))
+        out, rows, columns = places
+        return build_dot_tile(out[0], rows, columns)
 
     def places(self, node: ast.Subscript) -> list[Expr]:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

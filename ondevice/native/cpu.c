@@ -44,6 +44,9 @@ uint64_t od_cpu_features(void) {
                     bit(extended.ebx, 30, OD_CPU_AVX512BW) |
                     bit(extended.ebx, 31, OD_CPU_AVX512VL) |
                     bit(extended.ecx, 11, OD_CPU_AVX512VNNI);
+    if ((states & 0x600e6) == 0x600e6)
+        features |= bit(extended.edx, 24, OD_CPU_AMX_TILE) |
+                    bit(extended.edx, 25, OD_CPU_AMX_INT8);
     return features;
 }
 

@@ -43,6 +43,8 @@ typedef enum od_step_buffer {
 #define OD_CPU_I8MM (UINT64_C(1) << 10)
 #define OD_CPU_FULLFP16 (UINT64_C(1) << 11)
 #define OD_CPU_NEON (UINT64_C(1) << 12)
+#define OD_CPU_AMX_TILE (UINT64_C(1) << 13)
+#define OD_CPU_AMX_INT8 (UINT64_C(1) << 14)
 
 /* Runs tasks [begin, end); scratch belongs to the calling worker. */
 typedef void (*od_kernel)(void *const *buffers, const int32_t *scalars, int32_t begin,

@@ -34,6 +34,7 @@ int64_t od_now_ns(void); /* monotonic */
 int32_t od_process_id(void);
 int32_t od_core_count(void);      /* cores that this process may use */
 uint64_t od_cpu_features(void);   /* mask of OD_CPU_* */
+bool od_cpu_permit(uint64_t features); /* ask the system for registers it gives on request only */
 
 /* Threads. They block all signals, which stay with the threads of the application. */
 typedef struct od_thread {

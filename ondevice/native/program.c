@@ -20,7 +20,7 @@ od_status od_program_choose(const od_model *model, const char *name, const od_va
     for (int32_t i = 0; i < model->variant_count; i++) {
         const od_variant *candidate = &model->variants[i];
         if (name != NULL && !same_text(candidate->name, name)) continue;
-        if ((candidate->features & ~features) == 0) {
+        if ((candidate->features & ~features) == 0 && od_cpu_permit(candidate->features)) {
             *variant = candidate;
             return OD_OK;
         }

@@ -10,7 +10,7 @@ from ondevice.errors import GraphError
 from ondevice.graph.graph import Graph, TensorType, Value
 from ondevice.graph.ops import ACTIVATIONS, OPS
 from ondevice.passes.context import Context
-from ondevice.quant.scheme import activation_shape
+from ondevice.quant.scheme import activation_bytes
 
 
 def plan_memory(graph: Graph, context: Context) -> Graph:
@@ -76,10 +76,10 @@ def in_arena(graph: Graph, value: Value) -> bool:
 
 def size_bytes(type_: TensorType) -> Extent:
     """Bytes of an activation. GraphError where two of its dims are symbolic."""
-    size, shape = Extent.of(type_.dtype.bytes), type_.shape
     if type_.scheme == ACTIVATIONS:
-        size, shape = Extent.of(1), activation_shape(shape[0], shape[1].static or 0)
-    for dim in shape:
+        return activation_bytes(type_.shape[0], type_.shape[1].static or 0)
+    size = Extent.of(type_.dtype.bytes)
+    for dim in type_.shape:
         static = dim.static
         if static is not None:
             size = size * static

@@ -22,12 +22,16 @@ from ondevice.errors import GraphError
 from ondevice.graph.graph import Choice, Graph, Node
 from ondevice.graph.ops import OPS
 from ondevice.lang.kernel_ir import Const, Expr, Kernel, Op, Var
-from ondevice.lang.library import Instance, instantiate
+from ondevice.lang.library import Instance, Types, instantiate
 from ondevice.lang.text import print_kernel
 from ondevice.passes.context import Context
 from ondevice.passes.plan_memory import slots
 
 STEP_INPUTS = {buffer.name.lower(): buffer for buffer in StepBuffer}
+
+
+# One kernel as each CPU variant of the target computes it, in the target's order.
+VariantKernels = tuple[Kernel, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Frame:
 
 def schedule(
     graph: Graph, context: Context, frame: Frame, *, barriers_everywhere: bool = False
-) -> tuple[Program, tuple[Kernel, ...]]:
+) -> tuple[Program, tuple[VariantKernels, ...]]:
     """The launch table in graph order, and the kernels it names, each once.
 
     A launch waits for the earlier ones only where it reads or overwrites what they wrote since the
@@ -62,9 +66,9 @@ def schedule(
         touched = _touched(node, places)
         barrier = hazards.barrier(*touched) or barriers_everywhere
         for choice in node.choices:
-            row = context.library.kernels[choice.kernel]
-            instance = instantiate(context.library, row, node, types, choice.schedule)
-            launches.append(_launch(kernels, instance, choice, node, places, row.chunk, barrier))
+            instances = _instances(choice, node, types, context)
+            chunk = context.library.kernels[choice.kernel].chunk
+            launches.append(_launch(kernels, instances, choice, node, places, chunk, barrier))
     program = Program(
         name=frame.name,
         vocab_size=frame.vocab_size,
@@ -84,20 +88,22 @@ def schedule(
 
 @dataclass
 class KernelTable:
-    """Kernels by their printed text, so that all layers share one."""
+    """Kernels by their printed text, so that all layers share one; each for every CPU variant."""
 
-    kernels: list[Kernel] = field(default_factory=list)
+    kernels: list[VariantKernels] = field(default_factory=list)
     rows: list[ProgramKernel] = field(default_factory=list)
-    _known: dict[Kernel, int] = field(default_factory=dict)
+    _known: dict[VariantKernels, int] = field(default_factory=dict)
 
-    def number(self, kernel: Kernel) -> int:
-        if kernel not in self._known:
-            digest = hashlib.sha256(print_kernel(kernel).encode()).hexdigest()
-            self._known[kernel] = len(self.kernels)
-            symbol = f"od_{kernel.name}_{digest[:8]}"
-            self.kernels.append(kernel)
-            self.rows.append(ProgramKernel(symbol, kernel.scratch_bytes, digest))
-        return self._known[kernel]
+    def number(self, kernels: VariantKernels) -> int:
+        if kernels not in self._known:
+            texts = dict.fromkeys(map(print_kernel, kernels))
+            digest = hashlib.sha256("".join(texts).encode()).hexdigest()
+            self._known[kernels] = len(self.kernels)
+            symbol = f"od_{kernels[-1].name}_{digest[:8]}"
+            scratch_bytes = max(kernel.scratch_bytes for kernel in kernels)
+            self.kernels.append(kernels)
+            self.rows.append(ProgramKernel(symbol, scratch_bytes, digest))
+        return self._known[kernels]
 
 
 @dataclass
@@ -151,17 +157,30 @@ def _places(graph: Graph, frame: Frame) -> dict[str, Argument]:
     return places
 
 
+def _instances(choice: Choice, node: Node, types: Types, context: Context) -> list[Instance]:
+    """The choice for each CPU variant. GraphError where they could not share a launch."""
+    instances = []
+    for variant in context.target.cpu.variants:
+        name, schedule = choice.on(variant.name)
+        row = context.library.kernels[name]
+        instances.append(instantiate(context.library, row, node, types, schedule))
+    if len({(i.buffers, i.scalars, _tasks(i.kernel.extents, i)) for i in instances}) != 1:
+        raise GraphError(f"{choice.kernel}: CPU variants differ in their arguments or tasks")
+    return instances
+
+
 def _launch(
     kernels: KernelTable,
-    instance: Instance,
+    instances: Sequence[Instance],
     choice: Choice,
     node: Node,
     places: Mapping[str, Argument],
     chunk: int,
     barrier: bool,
 ) -> Launch:
+    instance = instances[0]
     return Launch(
-        kernel=kernels.number(instance.kernel),
+        kernel=kernels.number(tuple(i.kernel for i in instances)),
         arguments=tuple(places[name] for name in instance.buffers),
         scalars=instance.scalars,
         tasks=_tasks(instance.kernel.extents, instance),

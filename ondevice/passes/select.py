@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ondevice.graph.graph import Choice, Graph
-from ondevice.lang.library import ALL_ROWS
+from ondevice.graph.graph import Choice, Graph, Special
+from ondevice.lang.library import ALL_ROWS, KernelDef
 from ondevice.passes.context import Context
 
 
@@ -15,9 +15,21 @@ def select(graph: Graph, context: Context) -> Graph:
     nodes = []
     for node in graph.nodes:
         rows = context.library.candidates(node, types)
-        choices = tuple(Choice(r.name, r.tile, r.min_rows, r.max_rows) for r in rows)
+        choices = tuple(
+            Choice(r.name, r.tile, r.min_rows, r.max_rows, specials(r, context)) for r in rows
+        )
         nodes.append(replace(node, choices=choices))
     return graph.with_nodes(tuple(nodes))
+
+
+def specials(row: KernelDef, context: Context) -> tuple[Special, ...]:
+    """The rows that stand in for `row` on CPU variants that have what they need."""
+    return tuple(
+        Special(variant.name, other.name, other.tile)
+        for other in context.library.kernels.values()
+        for variant in context.target.cpu.variants
+        if other.instead_of == row.name and other.needs <= set(variant.features)
+    )
 
 
 def select_first(graph: Graph, context: Context) -> Graph:

@@ -1,34 +1,35 @@
 """Tiles: how much of a node one task computes, constructed from the CPU's description.
 
-The model is analytic (after Roller, OSDI 22): registers bound the accumulators, and a launch must
-leave enough tasks for every core to claim several.
+The model is analytic (after Roller, OSDI 22): a launch must leave enough tasks for every core to
+claim several, and registers bound the results that are computed at once. The first is one number
+for all CPU variants, which share a launch table; the second is each variant's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from ondevice.graph.graph import Attrs, Choice, Graph, Node
+from ondevice.graph.graph import Attrs, Choice, Graph, Node, Special
 from ondevice.lang.library import KernelDef
 from ondevice.passes.context import Context
-from ondevice.targets.target import Cpu
+from ondevice.targets.target import Cpu, CpuVariant
 
-TASKS_PER_LAUNCH = 8  # below this many, halve the tile: a late worker then loses less
-REGISTERS = 32  # of AVX-512 and of arm64
+TASKS_PER_LAUNCH = 8  # below this many, halve the task: a late worker then loses less
+ROW_BLOCK = 16  # rows of weights that are stored together
 VECTOR_BITS = 16 * 32  # of a vector of the kernel language that holds f32 or i32
 
 
 def tile(graph: Graph, context: Context) -> Graph:
-    """Halves the tile of matrix products until registers hold it and there are tasks to share."""
-    types, room = graph.types(), registers(context.target.cpu)
-    kernels = context.library.kernels
+    """Shrinks the tasks and tiles of matrix products to the cores and registers there are."""
+    types, kernels, cpu = graph.types(), context.library.kernels, context.target.cpu
 
     def tiled(choice: Choice, node: Node) -> Choice:
         row = kernels[choice.kernel]
         if row.fit is not None:
-            return replace(choice, schedule=row.fit(node, types, room))
+            return replace(choice, schedule=row.fit(node, types, room(cpu.variants[0])))
         features = types[node.output.name].shape[-1].static or 0
-        return _tiled(choice, row, features, room)
+        return _tiled(choice, kernels, cpu, features)
 
     return graph.with_nodes(
         tuple(
@@ -38,27 +39,53 @@ def tile(graph: Graph, context: Context) -> Graph:
     )
 
 
-def registers(cpu: Cpu) -> int:
-    """Vectors of 16 lanes that fit the registers of the best variant, for which we tile."""
-    return REGISTERS * cpu.variants[0].vector_bits // VECTOR_BITS
-
-
 def tile_default(graph: Graph, context: Context) -> Graph:
     """The trivial form: every kernel keeps the tile of its row in the library."""
     return graph
 
 
-def _tiled(choice: Choice, row: KernelDef, features: int, room: int) -> Choice:
-    """The choice with its tile, if it has one; `room` is what `registers` says."""
-    schedule = dict(choice.schedule)
-    tokens, blocks = schedule.get("tokens"), schedule.get("blocks")
-    if not (isinstance(tokens, int) and isinstance(blocks, int)):
+def room(variant: CpuVariant) -> int:
+    """Vectors of 16 lanes that fit the registers."""
+    return variant.vector_registers * variant.vector_bits // VECTOR_BITS
+
+
+def _tiled(
+    choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features: int
+) -> Choice:
+    """The choice with its tiles; CPU variants that need another than the last are specials."""
+    if "blocks" not in dict(choice.schedule):
         return choice
-    while blocks > 1 and (
-        -(-features // (16 * blocks)) < TASKS_PER_LAUNCH or row.held(tokens, blocks) > room
-    ):
-        blocks //= 2
-    while tokens > 1 and row.held(tokens, blocks) > room:
-        tokens //= 2
-    attrs: Attrs = tuple({**schedule, "tokens": tokens, "blocks": blocks}.items())
-    return replace(choice, schedule=attrs)
+    cells = _cells(choice.schedule, features)
+    # Without strips the tile in registers is also the task: one for all, for the best registers.
+    rooms = [room(v if "strip" in dict(choice.schedule) else cpu.variants[0]) for v in cpu.variants]
+    own = []
+    for variant, vectors in zip(cpu.variants, rooms, strict=True):
+        kernel, schedule = choice.on(variant.name)
+        own.append(Special(variant.name, kernel, _fitted(kernels[kernel], schedule, cells, vectors)))
+    base = own[-1]
+    specials = (s for s in own if (s.kernel, s.schedule) != (base.kernel, base.schedule))
+    return replace(choice, kernel=base.kernel, schedule=base.schedule, specials=tuple(specials))
+
+
+def _cells(schedule: Attrs, features: int) -> int:
+    """Blocks of weights in a task."""
+    sizes = dict(schedule)
+    cells = int(sizes.get("strip", 1)) * int(sizes["blocks"])
+    while cells > 1 and -(-features // (ROW_BLOCK * cells)) < TASKS_PER_LAUNCH:
+        cells //= 2
+    return cells
+
+
+def _fitted(row: KernelDef, schedule: Attrs, cells: int, vectors: int) -> Attrs:
+    """`schedule` for tasks of so many blocks and a CPU that holds so many vectors."""
+    sizes = {n: int(v) for n, v in schedule if n in ("strip", "tokens", "blocks")}
+    if "tokens" in sizes:
+        sizes["blocks"] = min(sizes["blocks"], cells)
+        while row.held(sizes["tokens"], sizes["blocks"]) > vectors and max(
+            sizes["tokens"], sizes["blocks"]
+        ) > 1:
+            larger = "blocks" if sizes["blocks"] > 1 else "tokens"
+            sizes[larger] //= 2
+    if "strip" in sizes:
+        sizes["strip"] = cells // sizes.get("blocks", 1)
+    return tuple((name, sizes.get(name, value)) for name, value in schedule)

@@ -19,8 +19,10 @@ ROW_BLOCK = 16
 PLAIN = ""  # the scheme of unpacked row-major f32
 SCALE_BYTES = 32  # of a group of 16 rows: 16 f16 scales, or 16 u8 scales and 16 u8 minima
 
-# A group of quantized activations: 32 int8 codes, their f32 scale, the int32 sum of the codes.
-ACTIVATION_GROUP_BYTES = ACTIVATION_GROUP + 8
+# Quantized activations of so many rows lie together: the codes of a group of all, 32 int8 a row,
+# then their f32 scales, the sums of their codes as int32 times -128, and as f32 times the scales.
+ACTIVATION_TILE = 16
+_NUMBERS = 3  # of a row's group, behind the codes
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,18 @@ def padded_groups(columns: int) -> int:
     return -(-columns // (2 * ACTIVATION_GROUP)) * 2
 
 
-def activation_shape(rows: Extent, columns: int) -> tuple[Extent, Extent, Extent]:
-    """The packed buffer of quantized activations f32[rows, columns]."""
-    return rows, Extent.of(padded_groups(columns)), Extent.of(ACTIVATION_GROUP_BYTES)
+def activation_shape(rows: Extent, columns: int, tile: int) -> tuple[Extent, ...]:
+    """The packed buffer of quantized activations f32[rows, columns], `tile` rows together.
+
+    A tile's group is [lines, bytes of a line]: lines of 64 bytes for 16 rows, one for a single row.
+    """
+    bytes_ = tile * (ACTIVATION_GROUP + 4 * _NUMBERS)
+    lines = bytes_ // 64 if tile == ACTIVATION_TILE else 1
+    shape = padded_groups(columns), lines, bytes_ // lines
+    return rows.ceildiv(tile), *map(Extent.of, shape)
+
+
+def activation_bytes(rows: Extent, columns: int) -> Extent:
+    """Room for quantized activations f32[rows, columns], however many rows lie together."""
+    size = math.prod(d.static or 0 for d in activation_shape(rows, columns, ACTIVATION_TILE)[1:])
+    return rows.ceildiv(ACTIVATION_TILE) * size

@@ -11,6 +11,8 @@ from ondevice.errors import TargetError
 _LINUX_NAMES = {
     "avx_vnni": "avxvnni",
     "avx512_vnni": "avx512vnni",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
     "asimd": "neon",
     "asimddp": "dotprod",
     "asimdhp": "fullfp16",

@@ -21,6 +21,7 @@ class CpuVariant:
 
     name: str
     vector_bits: int  # the widest registers this variant may use
+    vector_registers: int
     features: tuple[str, ...]
 
     def has(self, feature: str) -> bool:
