@@ -236,7 +236,9 @@ def matmul_int(
                             s = t * tile + part * tokens + m
                             n = (b + r) * 16
                             if s < S and n < N:
-                                value = in_row_units(acc[m, r], least[m, r], w, b + r, affine=affine)
+                                value = in_row_units(
+                                    acc[m, r], least[m, r], w, b + r, affine=affine
+                                )
                                 store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
 
 

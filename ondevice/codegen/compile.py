@@ -40,9 +40,8 @@ def compile_kernels(
 ) -> list[CompiledVariant]:
     """Every kernel for every CPU variant of the target, the variants side by side.
 
-    `advance` hears of each variant.
-
-    A kernel comes as each variant computes it, in the target's order.
+    A kernel comes as each variant computes it, in the target's order. `advance` hears of each
+    variant.
     """
 
     def compiled(place: int, variant: CpuVariant) -> CompiledVariant:

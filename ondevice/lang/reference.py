@@ -55,7 +55,7 @@ class Array:
         return data.view(np.uint8)[: lanes * dtype.itemsize].copy().view(dtype)
 
     def following(self, indices: tuple[int, ...], count: int) -> npt.NDArray[Any]:
-        """`count` elements from `indices` on, over the ends of dims; KernelError if out of range."""
+        """`count` elements from `indices` on, over the ends of dims; KernelError if too many."""
         self.locate(indices, 1)
         start = int(np.ravel_multi_index(indices, self.array.shape))
         if start + count > self.array.size:

@@ -49,9 +49,7 @@ def room(variant: CpuVariant) -> int:
     return variant.vector_registers * variant.vector_bits // VECTOR_BITS
 
 
-def _tiled(
-    choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features: int
-) -> Choice:
+def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features: int) -> Choice:
     """The choice with its tiles; CPU variants that need another than the last are specials."""
     if "blocks" not in dict(choice.schedule):
         return choice
@@ -61,7 +59,9 @@ def _tiled(
     own = []
     for variant, vectors in zip(cpu.variants, rooms, strict=True):
         kernel, schedule = choice.on(variant.name)
-        own.append(Special(variant.name, kernel, _fitted(kernels[kernel], schedule, cells, vectors)))
+        own.append(
+            Special(variant.name, kernel, _fitted(kernels[kernel], schedule, cells, vectors))
+        )
     base = own[-1]
     specials = (s for s in own if (s.kernel, s.schedule) != (base.kernel, base.schedule))
     return replace(choice, kernel=base.kernel, schedule=base.schedule, specials=tuple(specials))
@@ -81,9 +81,10 @@ def _fitted(row: KernelDef, schedule: Attrs, cells: int, vectors: int) -> Attrs:
     sizes = {n: int(v) for n, v in schedule if n in ("strip", "tokens", "blocks")}
     if "tokens" in sizes:
         sizes["blocks"] = min(sizes["blocks"], cells)
-        while row.held(sizes["tokens"], sizes["blocks"]) > vectors and max(
-            sizes["tokens"], sizes["blocks"]
-        ) > 1:
+        while (
+            row.held(sizes["tokens"], sizes["blocks"]) > vectors
+            and max(sizes["tokens"], sizes["blocks"]) > 1
+        ):
             larger = "blocks" if sizes["blocks"] > 1 else "tokens"
             sizes[larger] //= 2
     if "strip" in sizes:

@@ -13,7 +13,7 @@ from ondevice.dims import Extent
 from ondevice.dtypes import DTYPES, f32
 from ondevice.errors import GraphError
 from ondevice.graph.builder import GraphBuilder
-from ondevice.graph.graph import Applied, Choice, Graph, Node, TensorType, Value
+from ondevice.graph.graph import Applied, Choice, Graph, Node, Special, TensorType, Value
 from ondevice.graph.interpret import interpret
 from ondevice.graph.text import parse_graph, print_graph
 from ondevice.graph.verify import verify
@@ -76,7 +76,8 @@ TYPES = st.builds(
 VALUES = st.builds(Value, NAMES, TYPES)
 OPERANDS = st.lists(NAMES | st.just("_"), max_size=3).map(tuple)
 APPLIED = st.lists(st.builds(Applied, NAMES, OPERANDS, ATTRS), max_size=2).map(tuple)
-CHOICES = st.lists(st.builds(Choice, NAMES, ATTRS, SIZES, SIZES), max_size=2).map(tuple)
+SPECIALS = st.lists(st.builds(Special, NAMES, NAMES, ATTRS), max_size=2).map(tuple)
+CHOICES = st.lists(st.builds(Choice, NAMES, ATTRS, SIZES, SIZES, SPECIALS), max_size=2).map(tuple)
 TEXTS = st.text(max_size=8)
 NODES = st.builds(Node, NAMES, OPERANDS, VALUES, ATTRS, TEXTS, APPLIED, APPLIED, TEXTS, CHOICES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.graph.graph import Attrs
+from ondevice.graph.ops import ACTIVATIONS
 from ondevice.kernels import LIBRARY
 from ondevice.lang.dsl import Chain, hole_buffers
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.library import Binding, Instance, KernelDef, hole_steps, instantiate
 
-from .cases import Array, Case, case, dequantized
+from .cases import Array, Case, case, dequantized, packed_activations
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Bound:
         """Fresh arrays by value; the result starts as something it must not stay."""
         arrays = {}
         for name, shape in self.views().items():
-            if name in self.case.values:
+            if self.case.types[name].scheme == ACTIVATIONS and name in self.case.values:
+                tile = shape[2] * shape[3] // 44
+                arrays[name] = packed_activations(self.case.values[name], tile)
+            elif name in self.case.values:
                 array = self.case.packed.get(name, self.case.values[name])
                 arrays[name] = array.reshape(shape).copy()
             elif self.case.types[name].scheme:
@@ -85,7 +90,7 @@ class Bound:
     def result(self, arrays: dict[str, Array]) -> Array:
         name, shape = self.case.result, self.case.shape(self.case.result)
         if self.case.types[name].scheme:
-            return dequantized(arrays[name], shape[1])
+            return dequantized(arrays[name], *shape)
         return arrays[name].reshape(shape)
 
     def of_rows(self, begin: int, end: int) -> Bound:
@@ -106,5 +111,13 @@ def specialized(row: str, name: str, tile: Attrs) -> Instance:
 
 @cache
 def loaded(kernel: Kernel, features: frozenset[str]) -> LoadedObject:
+    if "amx-tile" in features:
+        permit_tiles()
     text = print_module([print_function(kernel, "kernel", features)], host_triple())
     return load_object(emit_object(text, host_triple()))
+
+
+@cache
+def permit_tiles() -> None:
+    """Ask Linux for the tile registers, as the runtime does: arch_prctl(ARCH_REQ_XCOMP_PERM)."""
+    assert ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0

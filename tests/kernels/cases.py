@@ -212,8 +212,11 @@ def case(name: str, rows: int) -> Case:
         shape = tuple(d.evaluate(sizes) for d in value.type.shape)
         values[value.name] = random_array(rng, value.name, value.type, shape)
         if value.type.scheme:
-            kept = quantized if value.type.scheme == ACTIVATIONS else weights
-            values[value.name], packed[value.name] = kept(values[value.name], value.type.scheme)
+            if value.type.scheme == ACTIVATIONS:
+                values[value.name] = quantize(values[value.name])
+            else:
+                kept = weights(values[value.name], value.type.scheme)
+                values[value.name], packed[value.name] = kept
     if name.endswith(PROMPT):
         values["positions"], values["sequence"] = prompt(rows)
     if graph.nodes[0].op == "attention":
@@ -255,19 +258,23 @@ def weights(values: Array, scheme: str) -> tuple[Array, Array]:
     return unpack(packed, row, *values.shape), shaped
 
 
-def quantized(values: Array, scheme: str) -> tuple[Array, Array]:
-    """(the values that are kept, the packed activations)."""
-    shape = activation_shape(Extent.of(len(values)), values.shape[1])
+def packed_activations(values: Array, tile: int) -> Array:
+    """Quantized activations as kernels see them, `tile` rows together."""
+    shape = activation_shape(Extent.of(len(values)), values.shape[1], tile)
     packed = np.zeros([d.evaluate({}) for d in shape], np.uint8)
-    quantize_rows(values, packed, prologue=Chain(), staged=False)
-    return quantize(values), packed
+    quantize_rows(values, packed, prologue=Chain(), staged=False, tile=tile)
+    return packed
 
 
-def dequantized(packed: Array, columns: int) -> Array:
+def dequantized(packed: Array, rows: int, columns: int) -> Array:
     """The floats that packed activations stand for."""
-    codes = packed[..., :32].view(np.int8).astype(np.float32)
-    scales = np.ascontiguousarray(packed[..., 32:36]).view(np.float32)
-    return (codes * scales).reshape(len(packed), -1)[:, :columns]
+    tiles, groups, lines, bytes_ = packed.shape
+    tile = lines * bytes_ // 44
+    flat = packed.reshape(tiles, groups, -1)
+    codes = flat[..., : tile * 32].view(np.int8).astype(np.float32)
+    scales = np.ascontiguousarray(flat[..., tile * 32 : tile * 36]).view(np.float32)
+    values = codes.reshape(tiles, groups, tile, 32) * scales[..., None]
+    return values.swapaxes(1, 2).reshape(tiles * tile, -1)[:rows, :columns]
 
 
 def written_cache(rng: np.random.Generator, values: dict[str, Array], layer: int) -> Array:

@@ -29,15 +29,23 @@ TOLERANCE = {
     "gemm": 1e-6,
     "gemv_int": 1e-6,
     "gemm_int": 1e-6,
+    "gemm_int_few": 1e-6,
+    "gemm_int_tile": 1e-6,
     "gemv_dequant": 1e-6,
     "gemm_dequant": 1e-6,
     "quantize": 2e-7,
+    "quantize_row": 2e-7,
     "rms_scale": 3e-7,
     "rmsnorm": 3e-7,
     "kv_write-fused": 5e-4,  # what is rounded to the cache's float16 was rounded before
     "pairwise_rope": 2e-7,
 }
 TILES: dict[str, tuple[dict[str, int], ...]] = {
+    "tile": (
+        {"strip": 1, "blocks": 1, "apart": True},
+        {"strip": 3, "blocks": 2, "apart": False},
+    ),
+    "strip": ({"strip": 1}, {"strip": 3}),
     "tokens": ({"tokens": 1, "blocks": 1}, {"tokens": 3, "blocks": 4}, {"tokens": 6, "blocks": 2}),
     "width": ({"width": 16}, {"width": 64}),
 }
@@ -47,8 +55,9 @@ def applicable() -> Iterator[tuple[str, str]]:
     """(library row, case) wherever the row can compute the case."""
     for name in CASES:
         example = case(name, 1)
-        for row in LIBRARY.candidates(example.node, example.types):
-            yield row.name, name
+        rows = [row.name for row in LIBRARY.candidates(example.node, example.types)]
+        yield from ((row, name) for row in rows)
+        yield from ((r.name, name) for r in LIBRARY.kernels.values() if r.instead_of in rows)
 
 
 def row_counts(name: str) -> tuple[int, ...]:
@@ -77,6 +86,11 @@ def assert_same_bits(actual: Array, expected: Array) -> None:
     assert actual.tobytes() == expected.tobytes(), np.argwhere(actual != expected)[:4].tolist()
 
 
+def skip_without(row: str, features: frozenset[str]) -> None:
+    if not LIBRARY.kernels[row].needs <= features:
+        pytest.skip("this CPU takes another kernel")
+
+
 @pytest.fixture(params=VARIANTS)
 def features(request: pytest.FixtureRequest) -> frozenset[str]:
     wanted = VARIANTS[request.param]
@@ -101,6 +115,7 @@ def test_every_kernel_has_a_case() -> None:
 def test_compiled_equals_plain_python(
     row: str, name: str, rows: int, features: frozenset[str]
 ) -> None:
+    skip_without(row, features)
     assert_same_bits(bound(row, name, rows).compiled(features), plain(row, name, rows))
 
 
@@ -117,6 +132,7 @@ def test_kernel_means_its_op(row: str, name: str, rows: int) -> None:
 def test_rows_do_not_depend_on_their_company(
     row: str, name: str, best_features: frozenset[str]
 ) -> None:
+    skip_without(row, best_features)
     together = bound(row, name, 7)
     alone = [together.of_rows(i, i + 1).compiled(best_features) for i in range(together.case.rows)]
     assert_same_bits(np.concatenate(alone), together.compiled(best_features))
@@ -133,14 +149,28 @@ def test_tokens_are_written_alone_as_together(name: str, best_features: frozense
 
 @pytest.mark.parametrize(("row", "name"), [p for p in PAIRS if LIBRARY.kernels[p[0]].tile])
 def test_bits_do_not_depend_on_the_tile(row: str, name: str, best_features: frozenset[str]) -> None:
+    skip_without(row, best_features)
     definition, example = LIBRARY.kernels[row], case(name, 7)
+    default = dict(definition.tile)
     if definition.fit is None:
-        tiles = [tuple(tile.items()) for tile in TILES[definition.tile[0][0]]]
+        tiles = [tuple((default | tile).items()) for tile in TILES[next(iter(default))]]
     else:
         tiles = [definition.fit(example.node, example.types, room) for room in (8, 16, 32)]
     expected = plain(row, name, 7)
     for tile in tiles:
         assert_same_bits(bound(row, name, 7, tile).compiled(best_features), expected)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("matmul-int") and "-int" in n])
+@pytest.mark.parametrize("tokens", [2, 16])
+def test_bits_do_not_depend_on_the_rows_in_registers(
+    name: str, tokens: int, best_features: frozenset[str]
+) -> None:
+    if ("gemm_int", name) not in PAIRS:
+        pytest.skip("float activations")
+    sizes = dict(LIBRARY.kernels["gemm_int"].tile) | {"tokens": tokens}
+    got = bound("gemm_int", name, 7, tuple(sizes.items())).compiled(best_features)
+    assert_same_bits(got, plain("gemm_int", name, 7))
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("matmul", "attention"))])

@@ -19,11 +19,10 @@ from ondevice.graph.graph import Graph, TensorType, Value
 from ondevice.graph.interpret import interpret
 from ondevice.graph.verify import verify
 from ondevice.kernels import LIBRARY
-from ondevice.lang.kernel_ir import Kernel
 from ondevice.models import FAMILIES, trace
 from ondevice.passes import PASSES
 from ondevice.passes.context import Context
-from ondevice.passes.schedule import Frame, schedule
+from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.recipe import QuantRecipe
@@ -73,7 +72,7 @@ class Model:
         return list(self.after_each_pass(disabled))[-1][1]
 
     @cache  # noqa: B019 - models of tests may live as long as their process
-    def program(self, disabled: tuple[str, ...] = ()) -> tuple[Program, tuple[Kernel, ...]]:
+    def program(self, disabled: tuple[str, ...] = ()) -> tuple[Program, tuple[VariantKernels, ...]]:
         return schedule(self.planned(disabled), CONTEXT, self.frame)
 
 

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ondevice.bundle.program import Argument, Launch, Program, Space
-from ondevice.lang.kernel_ir import Expr, For, If, Kernel, Load, Op, Store, walk_statements
+from ondevice.lang.kernel_ir import (
+    DotTile,
+    Expr,
+    For,
+    If,
+    Kernel,
+    Load,
+    Op,
+    Store,
+    walk_statements,
+)
+from ondevice.passes.schedule import VariantKernels
 
 Place = tuple[object, ...]  # a slot of the arena, a step buffer, a layer of the KV cache
 
@@ -24,8 +35,11 @@ class Access:
         return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
 
 
-def access(kernel: Kernel, launch: Launch) -> Access:
-    loaded, stored = buffers_read(kernel), buffers_written(kernel)
+def access(kernels: VariantKernels, launch: Launch) -> Access:
+    """Of the kernels of all CPU variants, which share their arguments."""
+    kernel = kernels[0]
+    loaded = set[str]().union(*map(buffers_read, kernels))
+    stored = set[str]().union(*map(buffers_written, kernels))
     places = {
         buffer.name: place(kernel, launch, argument)
         for buffer, argument in zip(kernel.buffers, launch.arguments, strict=True)
@@ -42,13 +56,17 @@ def place(kernel: Kernel, launch: Launch, argument: Argument) -> Place:
 
 
 def buffers_written(kernel: Kernel) -> set[str]:
-    return {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
+    stores = {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
+    return stores | {s.out for s in walk_statements(kernel.body) if isinstance(s, DotTile)}
 
 
 def buffers_read(kernel: Kernel) -> set[str]:
     found: set[str] = set()
     for statement in walk_statements(kernel.body):
         match statement:
+            case DotTile():
+                found.update((statement.rows, statement.columns))
+                expressions = (*statement.rows_at, *statement.columns_at)
             case Store():
                 expressions = (*statement.indices, statement.value, statement.count)
             case For():
@@ -72,7 +90,9 @@ def loads(expression: Expr | None) -> Iterator[str]:
             yield from loads(part)
 
 
-def running(program: Program, kernels: tuple[Kernel, ...], sizes: dict[str, int]) -> list[Access]:
+def running(
+    program: Program, kernels: tuple[VariantKernels, ...], sizes: dict[str, int]
+) -> list[Access]:
     """The launches that run in a step of these sizes, in order."""
     return [
         access(kernels[launch.kernel], launch)
