@@ -81,7 +81,7 @@ def compile_runner(target: Target, model: Sequence[bytes], symbol: str) -> bytes
 
     `symbol` is the model's descriptor in them.
     """
-    sources = (RUNNER / "main.c", RUNNER / "start_linux.c")
+    sources = [RUNNER / name for name in ("main.c", "arguments.c", "start_linux.c")]
     objects = [*runtime_objects(target), *compile_objects(sources, target), *model]
     return link_executable(objects, target, {"od_linked_model": symbol})
 

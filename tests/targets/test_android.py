@@ -118,7 +118,7 @@ def test_runner_by_variant_and_threads(built_for: BuildFor, expected: Expected) 
         done = run([*command, "--threads", threads])
         assert [int(t) for t in done.stdout.split()] == tokens
         assert f"{threads} threads" in done.stderr
-    stopped = run([*command, "--stop", f"5,{tokens[4]}"])
+    stopped = run([*command, "--stop-tokens", f"5,{tokens[4]}"])
     assert [int(t) for t in stopped.stdout.split()] == tokens[: tokens.index(tokens[4])]
     assert stopped.stderr.startswith("stopped: ")
     drawn = [run([*command, "--temperature", "1.5", "--seed", seed]).stdout for seed in "112"]
@@ -133,6 +133,12 @@ def test_runner_by_variant_and_threads(built_for: BuildFor, expected: Expected) 
         (["--tokens"], 2, "cannot read --tokens"),
         (["--tokens", "1", "--colour", "3"], 2, "cannot read --colour"),
         (["--tokens", "100000"], 1, "token"),
+        (["--tokens", "1", "--prompt", "a"], 2, "usage: ondevice-run"),
+        (["--tokens", "1", "--temperature", "nan"], 2, "cannot read --temperature"),
+        (["--tokens", "1", "--top-p", "1.5"], 1, "top_p is not a number within 0..1"),
+        (["--prompt", "a", "--stop", ""], 1, "stop string 0 has 0 bytes"),
+        (["--prompt", "a", "--stop", "x" * 1025], 2, "cannot read --stop"),
+        (["--prompt", b"\xff"], 1, "the text is no UTF-8"),
         (["--tokens", "1", "--variant", "sse9"], 1, "sse9"),
         (["--tokens", "1", "--logits", "/"], 1, "cannot write /"),
     ],
@@ -143,6 +149,23 @@ def test_runner_says_what_is_wrong(
     bundle = built_for("host", "int4_g32")
     done = run([bundle / "bin/ondevice-run", bundle, *arguments], status)
     assert message in done.stderr and not done.stdout.strip()
+
+
+def test_runner_continues_text(built_for: BuildFor) -> None:
+    bundle = built_for("host", "int4_g32")
+    prompt, most = "Once upon a time, there was a dög", 40
+    run_text = [bundle / "bin/ondevice-run", bundle, "--prompt", prompt, "--max-tokens", str(most)]
+    with Engine(bundle) as engine:
+        text = "".join(engine.generate(prompt, most))
+        sampling = Sampling(0.75, top_k=40, top_p=0.875, repetition_penalty=1.25, seed=3)
+        drawn = "".join(engine.generate(prompt, most, sampling))
+    assert run(run_text).stdout == text + "\n"
+    options = "--temperature 0.75 --top-k 40 --top-p 0.875 --repetition-penalty 1.25 --seed 3"
+    assert run([*run_text, *options.split()]).stdout == drawn + "\n"
+    stop = text[20:23]
+    stopped = run([*run_text, "--stop", "never", "--stop", stop])
+    assert stopped.stdout == text[: text.index(stop)] + "\n"
+    assert stopped.stderr.startswith("stopped: ")
 
 
 def test_runner_of_another_model(built_for: BuildFor, tmp_path: Path) -> None:
