@@ -15,6 +15,8 @@ from ondevice.bundle.read import open_bundle
 from ondevice.codegen.emit import emit_object
 from ondevice.codegen.link import link_library, system_stubs
 from ondevice.errors import ToolchainError
+from ondevice.runtime.engine import Engine
+from ondevice.runtime.sampling import Sampling
 
 from .conftest import MOST, PROMPT, BuildFor, Expected, app_arguments
 from .emulated import ANDROID_APP_CALLS, build_host, run
@@ -138,7 +140,7 @@ def test_runner_by_variant_and_threads(built_for: BuildFor, expected: Expected) 
         (["--tokens", "1", "--top-p", "1.5"], 1, "top_p is not a number within 0..1"),
         (["--prompt", "a", "--stop", ""], 1, "stop string 0 has 0 bytes"),
         (["--prompt", "a", "--stop", "x" * 1025], 2, "cannot read --stop"),
-        (["--prompt", b"\xff"], 1, "the text is no UTF-8"),
+        (["--prompt", "\udcff"], 1, "the text is no UTF-8"),
         (["--tokens", "1", "--variant", "sse9"], 1, "sse9"),
         (["--tokens", "1", "--logits", "/"], 1, "cannot write /"),
     ],
