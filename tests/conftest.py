@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import select
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,3 +73,55 @@ def chat_bundle(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
     recipe = load_recipe("stories260k", model=chat_checkpoint)
     return build(recipe, tmp_path_factory.mktemp("chat") / "chatty.bundle")
+
+
+class Terminal:
+    """A command in a terminal of its own, typed to and read as a user would."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self._screen, inside = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ondevice", *map(str, arguments)],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            env=os.environ | {"TERM": "dumb", "INPUTRC": "/dev/null"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(inside, termios.TIOCSCTTY, 0),  # for Ctrl-C
+        )
+        os.close(inside)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._screen, text.encode())
+
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> str:
+        """What is shown up to and with `text`, which is taken away."""
+        end = time.monotonic() + timeout_s
+        while text not in self.shown:
+            left = end - time.monotonic()
+            assert left > 0, f"{text!r} did not come, but {self.shown!r}"
+            if select.select([self._screen], [], [], left)[0]:
+                self.shown += os.read(self._screen, 4096).decode().replace("\r\n", "\n")
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._screen)
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    """`open_terminal("chat", bundle)`."""
+    opened: list[Terminal] = []
+
+    def start(*arguments: str | Path) -> Terminal:
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()

@@ -11,7 +11,7 @@ DEFAULT_MAX_TOKENS = 256
 
 def print_continuation(
     bundle: Path,
-    prompt: str,
+    prompt: str | bytes,
     max_tokens: int | None,
     temperature: float,
     seed: int,
@@ -31,20 +31,17 @@ def print_continuation(
         if max_tokens is None:
             room = engine.info.context_tokens - len(tokens)
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, room))
-        loaded = first = monotonic()
+        loaded = monotonic()
         try:
             for piece in conversation.generate(tokens, max_tokens, sampling):
-                if first == loaded:
-                    first = monotonic()
                 print(piece, end="", flush=True)
         finally:
             print(flush=True)  # whatever ends the text, what follows starts on its own line
-        ended = monotonic()
-        made = conversation.length - len(tokens)
+        stats = conversation.stats
         print(
             f"loaded in {1e3 * (loaded - started):.0f} ms; "
-            f"prompt of {len(tokens)} tokens, first text after {1e3 * (first - loaded):.1f} ms; "
-            f"{made} tokens at {made / (ended - loaded):.0f} tok/s "
+            f"prompt of {len(tokens)} tokens, first token after {stats.first_token_ms:.1f} ms; "
+            f"{stats.generated_tokens} tokens at {stats.tokens_per_second:.0f} tok/s "
             f"({engine.info.threads} threads, {engine.info.variant})",
             file=sys.stderr,
         )

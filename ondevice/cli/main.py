@@ -12,7 +12,7 @@ import sys
 import typer
 
 from ondevice import __version__, debug
-from ondevice.cli import bench, build, demo, eval, inspect, run, verify
+from ondevice.cli import bench, build, chat, demo, eval, inspect, run, verify
 from ondevice.errors import OndeviceError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def root(
 
 app.command("build")(build.build)
 app.command("run")(run.run)
+app.command("chat")(chat.chat)
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)

@@ -29,5 +29,5 @@ def run(
     """Print the continuation of a prompt, and nothing else, on standard output."""
     from ondevice.cli.continuation import print_continuation
 
-    text = prompt if prompt is not None else sys.stdin.read()
+    text = prompt if prompt is not None else sys.stdin.buffer.read()
     print_continuation(bundle, text, max_tokens, temperature, seed, threads)

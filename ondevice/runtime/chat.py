@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
@@ -139,7 +139,7 @@ class ChatStream:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = model
-        self.stats: list[ConversationStats] = []  # of each answer that has come to its end
+        self.stats: list[ConversationStats] = []  # of each answer that has ended or was left
         self._completions = completions
         self._request = request
         self._prompt = prompt
@@ -223,13 +223,14 @@ class ChatStream:
                     logprobs = self._logprobs(generation.logprobs[told:])
                     told = len(generation.logprobs)
                     yield self._chunk(index, Delta(content=piece), logprobs=logprobs)
-            self.stats.append(conversation.stats)
             reason: FinishReason = "stop" if generation.ending is Status.STOP else "length"
             logprobs = self._logprobs(generation.logprobs[told:])
             yield self._chunk(index, Delta(), reason, logprobs)
         finally:
             with self._lock:
                 self._conversation = None
+            with suppress(RuntimeFailure):  # closed meanwhile
+                self.stats.append(conversation.stats)
             self._completions.put(conversation, [*self._prompt, *generation.generated])
 
     def _begin(self, index: int) -> tuple[Conversation, Generation]:

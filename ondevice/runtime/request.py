@@ -82,7 +82,7 @@ def read_request(
         raise _invalid(f"n = {n!r} must be a number of answers, 1 or more")
     return ChatRequest(
         messages=tuple(_message(i, message) for i, message in enumerate(messages)),
-        sampling=_sampling(given, defaults),
+        sampling=read_sampling(given, defaults),
         max_tokens=limits.pop() if limits else None,
         n=n,
         include_usage=bool(given.get("stream_options", {}).get("include_usage")),
@@ -90,7 +90,8 @@ def read_request(
     )
 
 
-def _sampling(given: Mapping[str, Any], defaults: Sampling) -> Sampling:
+def read_sampling(given: Mapping[str, Any], defaults: Sampling) -> Sampling:
+    """`defaults` with what ChatOptions say of sampling, where they are given."""
     stop = given.get("stop", ())
     bias = {int(token): float(value) for token, value in given.get("logit_bias", {}).items()}
     top = given.get("top_logprobs")

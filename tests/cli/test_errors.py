@@ -13,7 +13,9 @@ import pytest
 Ondevice = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.parametrize("command", ["build", "run", "demo", "inspect", "verify", "eval", "bench"])
+@pytest.mark.parametrize(
+    "command", ["build", "run", "chat", "demo", "inspect", "verify", "eval", "bench"]
+)
 def test_every_command_has_help(ondevice: Ondevice, command: str) -> None:
     assert command in ondevice("--help").stdout
     done = ondevice(command, "--help")
@@ -106,6 +108,10 @@ from ondevice.cli.main import main
 class Prompt:
     def isatty(self):
         return False
+    @property
+    def buffer(self):
+        return self
+
     def read(self):
         print("ready", flush=True)
         time.sleep(60)
