@@ -26,18 +26,9 @@ from .conftest import Build
 STAGES = ("trace", *(name for name in PASS_NAMES if name != "schedule"), "program")
 
 
-def files(directory: Path) -> dict[Path, bytes]:
-    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
 def stages(dump: Path) -> list[str]:
     """The numbered files of a dump, in order, without their kind."""
     return sorted(path.stem for path in dump.glob("[0-9][0-9]-*"))
-
-
-def test_builds_in_two_places_give_the_same_bytes(stories: Path, tmp_path: Path) -> None:
-    again = build(load_recipe("stories260k"), tmp_path / "other name" / "again.bundle")
-    assert files(again) == files(stories)
 
 
 def test_dump_shows_every_stage(built: Build) -> None:
