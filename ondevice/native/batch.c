@@ -4,6 +4,8 @@
 #include "rope.h"
 #include "sample.h"
 
+enum { PROMPT_PART = 8 };
+
 static int32_t *step_ints(od_core *engine, od_step_buffer buffer) {
     return engine->program.step[buffer].data;
 }
@@ -54,7 +56,7 @@ void od_reuse(od_core *engine, od_state *state) {
 /* Rows the conversation gets in this step; the last `logit_rows` of them want logits. */
 static od_share share_for(const od_core *engine, od_state *state) {
     int32_t pending = state->length - state->computed;
-    int32_t rows = least(pending, engine->model->prefill_chunk_tokens - engine->step_rows);
+    int32_t rows = least(pending, engine->step_most - engine->step_rows);
     int32_t room = engine->model->logit_rows - engine->step_logits;
     int32_t logit_rows = 0;
     if (state->logits != NULL) {
@@ -129,6 +131,14 @@ static void add_share(od_core *engine, od_state *state, bool prompt) {
 
 static bool is_prompt(const od_state *state) { return state->length - state->computed > 1; }
 
+/* Rows that the step may have so far. Who generates waits for the whole step, so beside them prompts
+ * get one part of a chunk. */
+static int32_t most_rows(const od_core *engine, bool prompts) {
+    int32_t chunk = engine->model->prefill_chunk_tokens;
+    if (!prompts || engine->share_count == 0) return chunk;
+    return least(chunk, engine->step_rows + chunk / PROMPT_PART + 1);
+}
+
 /* Conversations that generate come first, each a row; prompts share what is left. Both go round
  * from step to step, so nobody waits behind the same neighbour twice. */
 bool od_batch_assemble(od_core *engine) {
@@ -138,6 +148,7 @@ bool od_batch_assemble(od_core *engine) {
     for (int32_t i = 0; i < engine->capacity; i++)
         engine->step_generating += engine->states[i].active && !is_prompt(&engine->states[i]);
     for (int prompts = 0; prompts < 2; prompts++) {
+        engine->step_most = most_rows(engine, prompts);
         for (int32_t i = 0; i < engine->capacity; i++) {
             od_state *state = &engine->states[(engine->turn + i) % engine->capacity];
             if (!state->active || is_prompt(state) != prompts) continue;

@@ -74,6 +74,7 @@ typedef struct od_core { /* an engine */
     od_share *shares; /* [capacity] */
     int32_t share_count;
     int32_t step_rows;
+    int32_t step_most; /* rows that the step may have so far */
     int32_t step_logits;
     int32_t step_generating; /* conversations that add a row each, and guesses */
     int32_t draft_rows;      /* of the step */
