@@ -56,7 +56,7 @@ void od_draft_forget(od_draft_index *index, int32_t length) {
 /* ---- whether it pays ---- */
 
 /* Nobody has said how a kind does: these many of its tokens are right. */
-static const float EXPECTED[OD_DRAFT_KINDS] = {0.4F, 0.6F, 0.75F, 0.85F};
+static const float EXPECTED[OD_DRAFT_KINDS] = {0.2F, 0.5F, 0.75F, 0.93F};
 static const float CONFIDENCE = 4.0F, MEMORY = 48.0F; /* in tokens tried */
 
 static float likely(const od_draft_record *record, int32_t kind) {
