@@ -12,7 +12,7 @@ import llvmlite
 import numpy
 
 from ondevice import targets, tokenizer
-from ondevice.bundle.format import Libraries, ModelInfo, PromptInfo, TokenizerInfo
+from ondevice.bundle.format import Libraries, ModelInfo, ProgramInfo, PromptInfo, TokenizerInfo
 from ondevice.bundle.program import KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
@@ -92,13 +92,12 @@ def build(
         family = family_of(checkpoint.architecture)
         config = family.parse_config(checkpoint.config)
         tensors = bind(family.weights(config), checkpoint.tensors)
-        weights = plan(family.weights(config).shapes(), recipe.quant)
-        frame = _frame(recipe, config, weights)
-        graph = _trace(family, config, frame, weights, recipe)
-        compiled = _lower(graph, recipe, Context(target, LIBRARY), frame, dump, stop_after)
-        if compiled is None:
+        planned = rewrite(family, config, recipe, target, dump, stop_after)
+        compiled = None if planned is None else _schedule(planned, recipe, target, dump)
+        if planned is None or compiled is None or stop_after == SCHEDULE:
             assert dump is not None  # checked above
             return dump.directory
+        weights = planned.weights
         code = _compile(compiled, target, dump, progress)
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, code, target)
@@ -121,6 +120,7 @@ def build(
                 variants=[variant.name for variant in target.cpu.variants],
                 abi_hash=compiled.program.abi_hash,
                 model=_model_info(checkpoint, config, compiled.program),
+                program=_program_info(compiled.program),
                 tokenizer=words,
                 sampling=read_sampling(checkpoint),
                 prompt=_write_prompt(writer, recipe, parts, write_prompt),
@@ -148,6 +148,39 @@ class Compiled:
     kernels: tuple[VariantKernels, ...]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A graph after all passes, what its program says besides, and the plan of its weights."""
+
+    graph: Graph
+    frame: Frame
+    weights: WeightPlan
+
+
+def rewrite(
+    family: Family[Any],
+    config: ModelConfig,
+    recipe: Recipe,
+    target: Target,
+    dump: Dump | None = None,
+    stop_after: str | None = None,
+) -> Planned | None:
+    """Trace the model and run the passes, each verified and dumped; None where one ended it."""
+    weights = plan(family.weights(config).shapes(), recipe.quant)
+    frame = _frame(recipe, config, weights)
+    graph = verify(_trace(family, config, frame, weights, recipe))
+    if dump:
+        dump.stage("trace", "graph", print_graph(graph))
+    for row in PASSES:
+        change = row.trivial if row.name in recipe.passes.disable else row.rewrite
+        graph = verify(change(graph, Context(target, LIBRARY)))
+        if dump:
+            dump.stage(row.name, "graph", print_graph(graph))
+        if stop_after == row.name:
+            return None
+    return Planned(graph, frame, weights)
+
+
 def _trace(
     family: Family[Any], config: ModelConfig, frame: Frame, weights: WeightPlan, recipe: Recipe
 ) -> Graph:
@@ -161,33 +194,17 @@ def _trace(
     return quantize_activations(graph) if recipe.quant.activations == "int8" else graph
 
 
-def _lower(
-    graph: Graph,
-    recipe: Recipe,
-    context: Context,
-    frame: Frame,
-    dump: Dump | None,
-    stop_after: str | None,
-) -> Compiled | None:
-    """Run the passes, each verified and dumped; None where `stop_after` ended it."""
-    disabled = recipe.passes.disable
-    verify(graph)
-    if dump:
-        dump.stage("trace", "graph", print_graph(graph))
-    for row in PASSES:
-        rewrite = row.trivial if row.name in disabled else row.rewrite
-        graph = verify(rewrite(graph, context))
-        if dump:
-            dump.stage(row.name, "graph", print_graph(graph))
-        if stop_after == row.name:
-            return None
-    program, kernels = schedule(graph, context, frame, barriers_everywhere=SCHEDULE in disabled)
+def _schedule(planned: Planned, recipe: Recipe, target: Target, dump: Dump | None) -> Compiled:
+    everywhere = SCHEDULE in recipe.passes.disable
+    program, kernels = schedule(
+        planned.graph, Context(target, LIBRARY), planned.frame, barriers_everywhere=everywhere
+    )
     if dump:
         dump.stage("program", "txt", print_program(program))
-        for kernel, row_ in zip(kernels, program.kernels, strict=True):
-            texts = dict.fromkeys(map(print_kernel, kernel))
-            dump.file(f"kernels/{row_.symbol}.kir", "\n".join(texts))
-    return None if stop_after == SCHEDULE else Compiled(program, kernels)
+        for variants, row in zip(kernels, program.kernels, strict=True):
+            texts = dict.fromkeys(map(print_kernel, variants))
+            dump.file(f"kernels/{row.symbol}.kir", "\n".join(texts))
+    return Compiled(program, kernels)
 
 
 def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
@@ -291,6 +308,15 @@ def _write_prompt(
 
     writer.add_written(PROMPT_FILE, written)
     return PromptInfo(system, PROMPT_FILE, tokens)
+
+
+def _program_info(program: Program) -> ProgramInfo:
+    return ProgramInfo(
+        kernels=tuple(kernel.symbol for kernel in program.kernels),
+        launches=len(program.launches),
+        step_bytes=program.step_bytes,
+        kv_block_bytes=program.kv.block_bytes,
+    )
 
 
 def _model_info(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> ModelInfo:

@@ -171,6 +171,13 @@ def bundled_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
+def bundled_config(name: str) -> Path:
+    """The config.json of a bundled recipe's model, which may not be here itself."""
+    folder = Path(str(files("ondevice.recipes")))
+    shape = folder / "shapes" / f"{name}.json"
+    return shape if shape.is_file() else folder / load_recipe(name).model / "config.json"
+
+
 def bundled_models() -> list[str]:
     """The models on the hub that the bundled recipes are for."""
     models = [_parse(path).get("model", "") for path in bundled_recipes().values()]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.bundle.descriptor import (
+    ALIGN_BYTES,
     WEIGHTS_DATA_START,
     WEIGHTS_MAGIC,
     WEIGHTS_VERSION,
@@ -29,7 +30,7 @@ from ondevice.errors import BundleError
 from ondevice.tables import Fail, read_table, write_table
 
 MANIFEST = "manifest.json"
-BUNDLE_VERSION = 3
+BUNDLE_VERSION = 5
 CHUNK_BYTES = 4 << 20  # the weights file is hashed, and may be fetched again, in such pieces
 MANIFEST_MAX_BYTES = 64 << 20
 
@@ -45,6 +46,16 @@ class ModelInfo:
     hidden_size: int
     layers: int
     kv_dtype: str
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What the compiled program consists of, and the memory that it asks for beside the weights."""
+
+    kernels: tuple[str, ...]
+    launches: int
+    step_bytes: int  # for the largest step
+    kv_block_bytes: int  # of 32 tokens
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ class Manifest:
     variants: tuple[str, ...]  # CPU variants in libmodel, best first
     abi_hash: str
     model: ModelInfo
+    program: ProgramInfo
     tokenizer: TokenizerInfo
     sampling: SamplingInfo
     prompt: PromptInfo
@@ -232,10 +244,13 @@ def _check_weights(weights: WeightsInfo, fail: Fail) -> None:
         raise fail("the weights' sizes make no sense")
     if len(weights.chunk_sha256) != -(-weights.size_bytes // weights.chunk_bytes):
         raise fail("the weights' chunk hashes do not match their size")
-    data_bytes = weights.size_bytes - WEIGHTS_DATA_START
+    data_bytes, end = weights.size_bytes - WEIGHTS_DATA_START, 0
     for tensor in weights.tensors:
         if tensor.offset < 0 or tensor.size_bytes < 0:
             raise fail(f"tensor {tensor.name!r} has a negative offset or size")
+        if tensor.offset % ALIGN_BYTES or tensor.offset < end:
+            raise fail(f"tensor {tensor.name!r} is not behind the one before, or not at 64 bytes")
+        end = tensor.offset + tensor.size_bytes
         if tensor.offset + tensor.size_bytes > data_bytes:
             raise fail(f"tensor {tensor.name!r} ends behind the weights")
 

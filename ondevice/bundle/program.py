@@ -118,6 +118,13 @@ class WeightEntry:
     size_bytes: int
 
 
+def step_bytes(slots: tuple[Slot, ...], rows: int, logit_rows: int, vocab_size: int) -> int:
+    """Arena and logits of a step of `rows` tokens of one conversation."""
+    sizes = {"S": rows, "L": logit_rows, "B": 1, "P": 0}
+    arena = sum(-(-slot.size_bytes.evaluate(sizes) // 64) * 64 for slot in slots)
+    return arena + 4 * logit_rows * vocab_size
+
+
 @dataclass(frozen=True)
 class Program:
     """Everything the executor needs; printed by `bundle.program_text`, emitted into libmodel."""
@@ -138,6 +145,11 @@ class Program:
     @property
     def block_table_width(self) -> int:
         return -(-self.context_tokens // KV_BLOCK_TOKENS)
+
+    @property
+    def step_bytes(self) -> int:
+        """Arena and logits of the largest step: what it takes but for small tables."""
+        return step_bytes(self.slots, self.prefill_chunk_tokens, self.logit_rows, self.vocab_size)
 
     @property
     def abi_hash(self) -> str:

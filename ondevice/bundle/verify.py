@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ondevice.bundle.descriptor import model_symbol
+from ondevice.bundle.descriptor import WEIGHTS_DATA_START, model_symbol, pack_weights_header
 from ondevice.bundle.format import MANIFEST, FileEntry
 from ondevice.bundle.read import Bundle, open_bundle
 from ondevice.errors import BundleError
+from ondevice.progress import SILENT, Advance, Progress
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,29 @@ class Check:
     problem: str = ""
 
 
-def verify_bundle(path: str | os.PathLike[str]) -> tuple[Check, ...]:
+def verify_bundle(path: str | os.PathLike[str], progress: Progress = SILENT) -> tuple[Check, ...]:
     """All checks of the bundle at `path`, in a fixed order, failed ones among them.
 
-    Raises BundleError where it cannot even be opened (see `open_bundle`).
+    Files and chunks of weights are read side by side; `progress` hears of every byte. Raises
+    BundleError where it cannot even be opened (see `open_bundle`).
     """
     bundle = open_bundle(path)
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        files = pool.map(lambda entry: _check_file(bundle, entry), bundle.manifest.files)
-        chunks = pool.map(lambda i: _check_chunk(bundle, i), range(_chunks(bundle)))
+    with (
+        progress.step("verify", bundle.size_bytes, "bytes") as advance,
+        ThreadPoolExecutor() as pool,  # hashing releases the interpreter lock
+    ):
+        files = pool.map(lambda entry: _check_file(bundle, entry, advance), bundle.manifest.files)
+        chunks = pool.map(lambda i: _check_chunk(bundle, i, advance), range(_chunks(bundle)))
         damaged = [problem for problem in chunks if problem]
         weights = Check(bundle.manifest.weights.path, "; ".join(damaged))
-        return (*files, weights, _check_library(bundle), *_check_strays(bundle))
+        parts = _check_library(bundle), _check_identity(bundle)
+        return (*files, weights, *parts, *_check_strays(bundle))
 
 
-def _check_file(bundle: Bundle, entry: FileEntry) -> Check:
+def _check_file(bundle: Bundle, entry: FileEntry, advance: Advance) -> Check:
     with open(bundle.path / entry.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    advance(entry.size_bytes)
     return Check(entry.path, "" if digest == entry.sha256 else "its bytes have changed")
 
 
@@ -50,12 +57,14 @@ def _chunks(bundle: Bundle) -> int:
     return len(bundle.manifest.weights.chunk_sha256)
 
 
-def _check_chunk(bundle: Bundle, number: int) -> str:
+def _check_chunk(bundle: Bundle, number: int, advance: Advance) -> str:
     weights = bundle.manifest.weights
     start = number * weights.chunk_bytes
     with open(bundle.weights_path, "rb") as file:
         file.seek(start)
-        digest = hashlib.sha256(file.read(weights.chunk_bytes)).hexdigest()
+        data = file.read(weights.chunk_bytes)
+    advance(len(data))
+    digest = hashlib.sha256(data).hexdigest()
     if digest == weights.chunk_sha256[number]:
         return ""
     end = min(start + weights.chunk_bytes, weights.size_bytes)
@@ -67,6 +76,18 @@ def _check_library(bundle: Bundle) -> Check:
     symbol = model_symbol(bundle.manifest.abi_hash)
     found = symbol.encode() + b"\0" in bundle.libmodel.read_bytes()
     return Check(f"symbol {symbol}", "" if found else "the model library does not export it")
+
+
+def _check_identity(bundle: Bundle) -> Check:
+    """The header's identity is a hash of the chunks' hashes, the first with no identity in it."""
+    weights = bundle.manifest.weights
+    with open(bundle.weights_path, "rb") as file:
+        first = file.read(weights.chunk_bytes)
+    header = pack_weights_header(bundle.manifest.abi_hash, weights.size_bytes - WEIGHTS_DATA_START)
+    unsigned = hashlib.sha256(header + first[len(header) :]).hexdigest()
+    hashes = "".join((unsigned, *weights.chunk_sha256[1:])).encode()
+    right = hashlib.sha256(hashes).hexdigest()[:16] == weights.identity
+    return Check(f"weights {weights.identity}", "" if right else "other weights than these")
 
 
 def _check_strays(bundle: Bundle) -> Iterator[Check]:

@@ -6,6 +6,7 @@ or is named here as one to ignore; every tensor we need is there with the right 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -50,6 +51,10 @@ class WeightMap:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Our name -> shape of every weight."""
         return {row.ours: row.shape for row in self.expanded()}
+
+    def parameters(self) -> int:
+        """Elements of all weights."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
 
 def _grouped(rows: tuple[WeightRow, ...]) -> list[list[WeightRow]]:

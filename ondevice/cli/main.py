@@ -12,7 +12,19 @@ import sys
 import typer
 
 from ondevice import __version__, debug
-from ondevice.cli import bench, build, chat, demo, eval, inspect, run, verify
+from ondevice.cli import (
+    bench,
+    build,
+    chat,
+    demo,
+    doctor,
+    eval,
+    inspect,
+    recipes,
+    run,
+    targets,
+    verify,
+)
 from ondevice.errors import OndeviceError
 
 app = typer.Typer(
@@ -47,6 +59,9 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)
+app.command("recipes")(recipes.recipes)
+app.command("targets")(targets.targets)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

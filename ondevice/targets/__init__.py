@@ -1,5 +1,5 @@
 """Targets: what a build may be for, and what the machine at hand can run."""
 
-from ondevice.targets.target import Cpu, CpuVariant, Target, load, names
+from ondevice.targets.target import Cpu, CpuVariant, Target, load, names, planned
 
-__all__ = ["Cpu", "CpuVariant", "Target", "load", "names"]
+__all__ = ["Cpu", "CpuVariant", "Target", "load", "names", "planned"]

@@ -93,6 +93,11 @@ def names() -> list[str]:
     return ["host", *sorted(_catalog().target)]
 
 
+def planned() -> list[str]:
+    """Targets that are refused with a message until they are built."""
+    return list(_catalog().planned)
+
+
 def _known() -> str:
     return ", ".join(names())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ondevice.bundle.descriptor import model_symbol
-from ondevice.bundle.format import Libraries, ModelInfo, SamplingInfo, TokenizerInfo
+from ondevice.bundle.format import Libraries, ModelInfo, ProgramInfo, SamplingInfo, TokenizerInfo
 from ondevice.bundle.program import WeightEntry
 from ondevice.bundle.write import BundleWriter
 
@@ -23,6 +23,7 @@ def finish(writer: BundleWriter, weights: bytes) -> Path:
         variants=("avx2",),
         abi_hash=ABI,
         model=ModelInfo("LlamaForCausalLM", 512, 128, 64, 64, 5, "f32"),
+        program=ProgramInfo(("embed", "matmul"), 40, 4096, 65536),
         tokenizer=TokenizerInfo("tokenizer/tokenizer.bin", "tokenizer/template.bin", 1, (2,)),
         sampling=SamplingInfo(0.7, top_k=20, top_p=0.9),
         libraries=Libraries("lib/libondevice.so", MODEL_LIBRARY),

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import ondevice
-from ondevice.bundle.format import Libraries, ModelInfo, SamplingInfo, TokenizerInfo
+from ondevice.bundle.format import Libraries, ModelInfo, ProgramInfo, SamplingInfo, TokenizerInfo
 from ondevice.bundle.program import WeightEntry
 from ondevice.bundle.write import BundleWriter
 from ondevice.codegen.link import compile_runtime
@@ -59,6 +59,7 @@ def bundle(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
             variants=("best", "plain"),
             abi_hash=program.abi_hash,
             model=ModelInfo("Toy", 97, 200, 48, 8, 1, "f32"),
+            program=ProgramInfo(("toy",), 1, program.step_bytes, program.kv.block_bytes),
             tokenizer=TokenizerInfo("tokenizer/tokenizer.bin", None, BOS, (EOS,)),
             sampling=SamplingInfo(),
             libraries=Libraries("lib/libondevice.so", library),
