@@ -42,8 +42,8 @@ def verify_bundle(path: str | os.PathLike[str], progress: Progress = SILENT) -> 
         chunks = pool.map(lambda i: _check_chunk(bundle, i, advance), range(_chunks(bundle)))
         damaged = [problem for problem in chunks if problem]
         weights = Check(bundle.manifest.weights.path, "; ".join(damaged))
-        parts = _check_library(bundle), _check_identity(bundle)
-        return (*files, weights, *parts, *_check_strays(bundle))
+        identity = () if damaged else (_check_identity(bundle),)
+        return (*files, weights, *identity, _check_library(bundle), *_check_strays(bundle))
 
 
 def _check_file(bundle: Bundle, entry: FileEntry, advance: Advance) -> Check:

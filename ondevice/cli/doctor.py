@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -102,13 +103,10 @@ def _try(subject: str, look: Callable[[], str]) -> Finding:
 
 def _llvm() -> str:
     """Compiles a function, which says more than a version."""
-    import llvmlite
-    from llvmlite import binding
-
-    from ondevice.codegen.emit import emit_object, host_triple
+    from ondevice.codegen.emit import emit_object, host_triple, llvm_version
 
     emit_object("define i32 @one() { ret i32 1 }", host_triple())
-    return f"{llvmlite.__version__}, LLVM {'.'.join(map(str, binding.llvm_version_info))}, compiles"
+    return f"{version('llvmlite')}, LLVM {llvm_version()}, compiles"
 
 
 def _zig() -> str:
@@ -122,7 +120,7 @@ def _zig() -> str:
 def _caches() -> Iterator[Finding]:
     cache = debug.cache_dir()
     sizes = [file.stat().st_size for file in cache.rglob("*") if file.is_file()]
-    writable = os.access(_nearest_directory(cache), os.W_OK)
+    writable = _writable(_nearest_directory(cache))
     remedy = "" if writable else "let ONDEVICE_CACHE_DIR name a directory that can be written"
     text = f"{cache}: {sum(sizes):,} bytes in {len(sizes)} files"
     yield Finding("cache", text + ("" if writable else ", not writable"), remedy)
@@ -138,6 +136,14 @@ def _caches() -> Iterator[Finding]:
 
 
 LOOKS = (_machine, _variants, _toolchain, _caches)
+
+
+def _writable(directory: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
 
 
 def _nearest_directory(path: Path) -> Path:

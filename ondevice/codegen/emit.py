@@ -106,6 +106,11 @@ def compile_module(
         raise ToolchainError(f"LLVM refused the code for {triple}: {error}") from error
 
 
+def llvm_version() -> str:
+    """Such as "22.1.0"."""
+    return ".".join(map(str, llvm.llvm_version_info))
+
+
 def host_triple() -> str:
     return str(llvm.get_process_triple())
 
