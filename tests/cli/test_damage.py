@@ -190,4 +190,5 @@ def test_a_cpu_that_lacks_what_the_code_needs(stories: Path) -> None:
     command = ["qemu-x86_64", "-cpu", "Nehalem", stories / "bin" / "ondevice-run", stories]
     done = subprocess.run([*command, "--tokens", "1,403"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "this CPU can run none of the 3 variants of stories260k; the least it" in done.stderr
+    assert "this CPU can run none of the " in done.stderr
+    assert "variants of stories260k; the least it needs is avx2" in done.stderr
