@@ -161,21 +161,32 @@ od_status od_answer_finish(od_answer *answer) {
     return status;
 }
 
-int32_t od_answer_rest(const od_answer *answer, int32_t *tokens, int32_t capacity) {
-    const od_answer_text *text = &answer->text;
-    int64_t bytes = text->safe - text->kept.place, count = 0, said_bytes = 0;
-    od_tokenizer tokenizer = answer->sampling.tokenizer;
-    char said[OD_STOP_STRING_BYTES];
-    if (bytes == 0 || bytes > (int64_t)sizeof said) return 0;
-    const char *rest = at(text, text->kept.place);
-    if (od_encode(tokenizer, rest, bytes, OD_ENCODE_CONTENT, tokens, capacity, &count, NULL) !=
+/* Encode `bytes` at `text`; 0 tokens unless they decode to exactly `said`. */
+static int64_t encode_exactly(od_tokenizer tokenizer, const char *text, int64_t bytes,
+                              const char *said, int64_t said_bytes, uint32_t flags,
+                              int32_t *tokens, int32_t capacity) {
+    char decoded[OD_STOP_STRING_BYTES];
+    int64_t count = 0, n = 0;
+    if (od_encode(tokenizer, text, bytes, OD_ENCODE_CONTENT, tokens, capacity, &count, NULL) !=
             OD_OK ||
         count > capacity)
         return 0;
-    if (od_decode(tokenizer, tokens, count, OD_DECODE_CONTINUES, said, sizeof said, &said_bytes,
-                  NULL) != OD_OK ||
-        said_bytes != bytes || memcmp(said, rest, (size_t)bytes) != 0)
+    if (od_decode(tokenizer, tokens, count, flags, decoded, sizeof decoded, &n, NULL) != OD_OK ||
+        n != said_bytes || memcmp(decoded, said, (size_t)n) != 0)
         return 0;
+    return count;
+}
+
+int32_t od_answer_rest(const od_answer *answer, int32_t *tokens, int32_t capacity) {
+    const od_answer_text *text = &answer->text;
+    int64_t bytes = text->safe - text->kept.place;
+    if (bytes == 0 || bytes > OD_STOP_STRING_BYTES) return 0;
+    const char *rest = at(text, text->kept.place);
+    uint32_t flags = text->kept.place > 0 ? OD_DECODE_CONTINUES : answer->sampling.text_flags;
+    int64_t count = 0; /* tokenizers that put a space before a text must not be given it */
+    for (int64_t skip = 0; count == 0 && skip <= (rest[0] == ' '); skip++)
+        count = encode_exactly(answer->sampling.tokenizer, rest + skip, bytes - skip, rest, bytes,
+                               flags, tokens, capacity);
     return (int32_t)count;
 }
 
