@@ -40,7 +40,7 @@ def plan_memory(graph: Graph, context: Context) -> Graph:
                 sizes.append(size)
             else:
                 free.remove(slot)
-                sizes[slot] = _larger(sizes[slot], size)
+                sizes[slot] = larger(sizes[slot], size)
             storage[value.name] = slot
         read = dict.fromkeys(node.reads())
         done += [storage[n] for n in read if last.get(n) == position and n in storage]
@@ -63,7 +63,7 @@ def slots(graph: Graph) -> tuple[Slot, ...]:
     for slot in range(len(by_slot)):
         size = size_bytes(types[by_slot[slot][0]])
         for name in by_slot[slot][1:]:
-            size = _larger(size, size_bytes(types[name]))
+            size = larger(size, size_bytes(types[name]))
         planned.append(Slot(by_slot[slot][0], size))
     return tuple(planned)
 
@@ -98,10 +98,12 @@ def _symbols(size: Extent) -> tuple[str, ...]:
     return tuple(symbol for symbol, _ in size.terms)
 
 
-def _larger(a: Extent, b: Extent) -> Extent:
-    """The larger of two sizes that grow with the same symbol."""
-    one = dict.fromkeys((*_symbols(a), *_symbols(b)), 1)
-    return a if a.evaluate(one) >= b.evaluate(one) else b
+def larger(a: Extent, b: Extent) -> Extent:
+    """The least linear form that holds both, however large the step: `a` grows like `b`."""
+    terms = dict(a.terms)
+    for symbol, coefficient in b.terms:
+        terms[symbol] = max(terms.get(symbol, 0), coefficient)
+    return Extent(tuple(terms.items()), max(a.const, b.const))
 
 
 def _best(free: list[int], sizes: list[Extent], size: Extent) -> int | None:

@@ -117,5 +117,5 @@ def activation_shape(rows: Extent, columns: int, tile: int) -> tuple[Extent, ...
 
 def activation_bytes(rows: Extent, columns: int) -> Extent:
     """Room for quantized activations f32[rows, columns], however many rows lie together."""
-    size = math.prod(d.static or 0 for d in activation_shape(rows, columns, ACTIVATION_TILE)[1:])
-    return rows.ceildiv(ACTIVATION_TILE) * size
+    row = math.prod(d.static or 0 for d in activation_shape(rows, columns, 1)[1:])
+    return (rows + (ACTIVATION_TILE - 1)) * row

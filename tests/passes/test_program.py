@@ -6,11 +6,13 @@ import itertools
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ondevice.bundle.program import Space
 from ondevice.bundle.program_text import parse_program, print_program
+from ondevice.dims import Extent
 from ondevice.errors import BundleError
-from ondevice.passes.plan_memory import size_bytes
+from ondevice.passes.plan_memory import larger, size_bytes
 
 from .models import MODELS, Model, random_models, traced
 from .simulate import between_barriers, running
@@ -53,9 +55,11 @@ def check_values_live_until_read(model: Model, disabled: tuple[str, ...] = ()) -
 
 
 def check_slots_are_large_enough(model: Model) -> None:
+    """In small steps, where a tile that is not full counts, and in large ones."""
     graph, (program, _) = model.planned(), model.program()
     types = graph.types()
-    for (name, slot), sizes in itertools.product(graph.storage, STEPS):
+    large = [{"S": s, "L": l, "B": 2, "P": 9} for s, l in ((16, 16), (17, 3), (512, 64))]
+    for (name, slot), sizes in itertools.product(graph.storage, STEPS + large):
         needed = size_bytes(types[name]).evaluate(sizes)
         assert needed <= program.slots[slot].size_bytes.evaluate(sizes), name
 
@@ -129,3 +133,15 @@ def test_text_that_goes_on_after_its_end() -> None:
     text = print_program(traced("llama").program()[0])
     with pytest.raises(BundleError, match="a line that no program has"):
         parse_program(text + "slot 4 # late\n")
+
+
+SLOPES = st.integers(0, 5000)
+
+
+@given(SLOPES, SLOPES, SLOPES, SLOPES)
+def test_a_slot_holds_its_values_at_every_size_of_a_step(a: int, b: int, c: int, d: int) -> None:
+    """A value that is larger in small steps may be the smaller one in large steps."""
+    one, other = Extent.of("S") * a + b, Extent.of("S") * c + d
+    for rows in (1, 16, 512):
+        needed = max(one.evaluate({"S": rows}), other.evaluate({"S": rows}))
+        assert larger(one, other).evaluate({"S": rows}) >= needed
