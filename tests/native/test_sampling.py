@@ -188,6 +188,7 @@ def rows() -> dict[str, Row]:
     return {
         "normal": Row((rng.normal(size=2000) * 3).astype(np.float32), 1.0),
         "flat": Row(np.zeros(999, np.float32), 1.0),
+        "eight": Row(np.zeros(8, np.float32), 1.0),  # sums that are exact
         "one": Row(np.array([0.5], np.float32), 1.0),
         "peaked": Row(peaked, 0.7),
         "ties": Row(ties, 1.3),

@@ -30,6 +30,23 @@ def test_runner_has_the_bits_of_the_host(
     assert (tmp_path / "logits").read_bytes() == logits.tobytes()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--temperature 1.5 --seed 1",
+        "--temperature 2 --top-k 50 --top-p 0.9 --min-p 0.01 --typical-p 0.9 --seed 2",
+        "--temperature 1 --repetition-penalty 1.3 --presence-penalty 0.5 --frequency-penalty -0.1",
+    ],
+)
+def test_a_seed_draws_the_same_text(options: str, built_for: BuildFor) -> None:
+    said = []
+    for emulator, target in ((qemu("max"), "android-arm64"), ([], "host")):
+        bundle = built_for(target, "int4_g32")
+        command = [*emulator, bundle / "bin/ondevice-run", bundle, "--prompt", "Lily saw a dog"]
+        said.append(run([*command, "--max-tokens", "60", *options.split()]).stdout)
+    assert said[0] == said[1] and len(said[0]) > 60
+
+
 @pytest.mark.parametrize("scheme", ["f32", "int4_g32"])
 def test_libraries_load_in_an_app(
     scheme: str, built_for: BuildFor, expected: Expected, tmp_path: Path
