@@ -285,12 +285,17 @@ def _explained(hub: Hub) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "the disk is full; free some space, or let HF_HOME name a larger one"
         else:
-            advice = f"{error.strerror or error}; run the same command again, or another HF_HOME"
+            why = error.strerror or _first_line(error)
+            advice = f"{why}; run the same command again, or with another HF_HOME"
         raise CheckpointError(f"cannot keep {hub.name} in {hub.cache}: {advice}") from error
     except Exception as error:
         if not _is_unreachable(error):
             raise
-        raise CheckpointError(_unreachable(hub, str(error) or type(error).__name__)) from error
+        raise CheckpointError(_unreachable(hub, _first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _advice(hub: Hub, error: Exception) -> str:
