@@ -172,20 +172,21 @@ def report(run: Run, names: list[str], perplexity: dict[str, float]) -> str:
     """Everything as markdown."""
     ours = [name for name in table.OURS if name in names]
     ratios = [f"{name} / best" for name in ours]
-    parts = [
-        "Tokens per second, medians, and ours divided by the best peer's:",
-        table.markdown(
-            ["model", "test", *names, *ratios, "best"], list(table.speed_rows(run.samples, names))
-        ),
-        "CPU milliseconds per token, of all threads:",
-        table.markdown(["model", "test", *names], list(table.cost_rows(run.samples, names))),
-        "Percent of the ceilings measured in the same round (prefill: int8, decode: DRAM):",
-        table.markdown(
-            ["model", "test", *names], list(table.ceiling_rows(run.samples, run.ceilings, names))
-        ),
-        "Ceilings, least to most of the rounds:",
-        table.markdown(*table.ceiling_table(run.ceilings)),
-    ]
+    speeds = list(table.speed_rows(run.samples, names))
+    costs = list(table.cost_rows(run.samples, names))
+    fractions = list(table.ceiling_rows(run.samples, run.ceilings, names))
+    parts = []
+    if run.samples:
+        parts = [
+            "Tokens per second, medians, and ours divided by the best peer's:",
+            table.markdown(["model", "test", *names, *ratios, "best"], speeds),
+            "CPU milliseconds per token, of all threads:",
+            table.markdown(["model", "test", *names], costs),
+            "Percent of the ceilings measured in the same round (prefill: int8, decode: DRAM):",
+            table.markdown(["model", "test", *names], fractions),
+            "Ceilings, least to most of the rounds:",
+            table.markdown(*table.ceiling_table(run.ceilings)),
+        ]
     if perplexity:
         rows = [[name, f"{value:.3f}"] for name, value in perplexity.items()]
         parts += ["Perplexity of SmolLM2:", table.markdown(["weights", "perplexity"], rows)]
