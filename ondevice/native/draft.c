@@ -82,11 +82,9 @@ void od_draft_set_aside(od_draft_record *record, od_draft draft, const int32_t *
 
 void od_draft_compare(od_draft_record *record, int32_t token) {
     if (record->unused_count == 0) return;
-    if (record->unused[record->unused_right] == token &&
-        ++record->unused_right < record->unused_count)
-        return;
-    od_draft_note(record, record->unused_kind, record->unused_count, record->unused_right);
-    record->unused_count = 0;
+    bool right = record->unused[record->unused_right] == token;
+    od_draft_note(record, record->unused_kind, 1, right); /* at once, so that a copy is soon known */
+    if (!right || ++record->unused_right == record->unused_count) record->unused_count = 0;
 }
 
 /* Between steps that were measured, in a straight line; beyond them probably little more each. */
@@ -104,16 +102,16 @@ static float cost(const od_step_costs *costs, int32_t rows) {
 
 void od_step_measured(od_step_costs *costs, int32_t rows, int64_t ns) {
     if (rows > OD_DRAFT_ROWS) return;
-    float *known = &costs->ns[rows], now = (float)ns;
-    /* A step is delayed by others more often than it is too fast. */
-    const float weight = now < *known ? 0.5F : 0.0625F;
-    *known = *known == 0.0F ? now : *known + weight * (now - *known);
+    float *known = &costs->ns[rows], now = (float)ns, hoped = cost(costs, rows);
+    /* A step is delayed by others more often than it is too fast, above all the first of its size. */
+    if (*known == 0.0F) *known = now > hoped && hoped > 0.0F ? 0.5F * (now + hoped) : now;
+    else *known += (now < *known ? 0.5F : 0.0625F) * (now - *known);
 }
 
 int32_t od_draft_worth(const od_draft_record *record, od_step_costs *costs, od_draft draft,
                        int32_t rows) {
-    const float least_gain = 1.03F;
-    const uint32_t again = 128; /* costs change: look again once in so many times */
+    const float least_gain = 1.08F;
+    const uint32_t again = 32; /* costs change: look again once in so many times */
     if (draft.count == 0) return 0;
     float chance = likely(record, draft.kind), right = 1.0F, said = (float)rows;
     float best = said / cost(costs, rows) * least_gain, hoped = 0.0F;
