@@ -5,6 +5,7 @@ Rows for one op stand from the general to the special; `select` takes them by nu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from ondevice.dims import Extent
@@ -26,6 +27,7 @@ from ondevice.quant.scheme import (
     Scheme,
     activation_shape,
     is_integer,
+    padded_groups,
 )
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
@@ -122,6 +124,15 @@ def bind_matmul_int(tile: int, node: Node, types: Types) -> Binding | None:
     return Binding(views, coding(SCHEMES[types[w].scheme]))
 
 
+def bind_matmul_tile(node: Node, types: Types) -> Binding | None:
+    """As above, for a matrix unit; the most groups at once that divide a row."""
+    binding = bind_matmul_int(ACTIVATION_TILE, node, types)
+    if binding is None:
+        return None
+    groups = padded_groups(types[node.inputs[0]].shape[1].static or 0)
+    return replace(binding, constants={**binding.constants, "depth": 2 if groups % 4 else 4})
+
+
 def bind_matmul_dequant(node: Node, types: Types) -> Binding | None:
     """Integer weights and float activations."""
     x, w, y = *node.inputs, node.output.name
@@ -210,12 +221,12 @@ ROWS = (
     ),
     KernelDef(
         "gemm_int", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
-        (("tile", ACTIVATION_TILE), ("strip", 4), ("tokens", 8), ("blocks", 1), ("apart", True)),
+        (("tile", ACTIVATION_TILE), ("strip", 8), ("tokens", 8), ("blocks", 1), ("apart", True)),
         min_rows=FEW_ROWS + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
     ),
     KernelDef(
-        "gemm_int_tile", "matmul", matmul_int_tile, partial(bind_matmul_int, ACTIVATION_TILE),
-        (("strip", 4),), holes=("epilogue",), instead_of="gemm_int",
+        "gemm_int_tile", "matmul", matmul_int_tile, bind_matmul_tile,
+        (("strip", 8),), holes=("epilogue",), instead_of="gemm_int",
         needs=frozenset({"amx-tile", "amx-int8"}),
     ),
     KernelDef(

@@ -131,18 +131,21 @@ def add_minima(
 
 
 @inline
-def unpack_codes(codes, place, w: u8[NB, ROW], b, at):
-    """The codes of a group of 4 bits, a byte each, as a matrix unit wants them"""
-    for j in unroll(4):
-        both = load(w, b, at + j * 64, lanes=64)
-        store(codes, place, j, 0, both & 15)
-        store(codes, place, j + 4, 0, both >> 4)
+def unpack_codes(codes, w: u8[NB, ROW], b, first, *, affine: bool, depth: int):
+    """The codes of `depth` groups of 4 bits, a byte each, as a matrix unit wants them"""
+    for i in unroll(depth):
+        at = codes_at(first + i, bits=4, affine=affine)
+        for j in unroll(4):
+            both = load(w, b, at + j * 64, lanes=64)
+            store(codes, i, j, 0, both & 15)
+            store(codes, i, j + 4, 0, both >> 4)
 
 
 @inline
 def add_tile(
     acc,
     products,
+    place,
     x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     t,
@@ -156,7 +159,7 @@ def add_tile(
     """acc += scales * products of 16 rows of x, in float32"""
     scale = group_scale(w, b, tail, affine=affine)
     for m in unroll(16):
-        dots = load(products, m, 0, lanes=16)
+        dots = load(products, place, m, 0, lanes=16)
         if zero != 0:
             dots = dots + group_offset(x, t, g, m, zero=zero, tile=16)
         unit = group_unit(x, t, g, m, tile=16)
@@ -253,33 +256,36 @@ def matmul_int_tile(
     zero: int,
     affine: bool,
     strip: int,
+    depth: int,
 ):
-    """matmul_int on a matrix unit: 16 rows by one block of weights at a time, the same bits"""
-    even = scratch(i32, 16, 16)
-    odd = scratch(i32, 16, 16)
+    """matmul_int on a matrix unit: 16 rows by one block of weights at a time, the same bits
+
+    Between this unit and the vector unit goes memory, and who reads at once what the other wrote
+    waits for it: so each takes `depth` groups in turn.
+    """
+    products = scratch(i32, depth, 16, 16)
     if bits == 4:
-        codes = scratch(u8, 2, 8, 64)
+        codes = scratch(u8, depth, 8, 64)
     for strip_, t in parallel(ceildiv(NB, strip), T):
         for row in range(strip):
             b = strip_ * strip + row
             if b < NB:
                 acc = registers(vec(0.0, 16), 16, 1)
                 least = registers(vec(0.0, 16), 16, 1)
-                for g in range(0, G, 2):
-                    first = codes_at(g, bits=bits, affine=affine)
-                    second = codes_at(g + 1, bits=bits, affine=affine)
+                for first in range(0, G, depth):
                     if bits == 4:
-                        unpack_codes(codes, 0, w, b, first)
-                        unpack_codes(codes, 1, w, b, second)
-                        dot_tile(even, x, t, g, 0, 0, codes, 0, 0, 0)
-                        dot_tile(odd, x, t, g + 1, 0, 0, codes, 1, 0, 0)
-                    else:
-                        dot_tile(even, x, t, g, 0, 0, w, b, first)
-                        dot_tile(odd, x, t, g + 1, 0, 0, w, b, second)
-                    tail = scales_at(g, bits=bits, affine=affine)
-                    add_tile(acc, even, x, w, t, b, g, tail, zero=zero, affine=affine)
-                    tail_ = scales_at(g + 1, bits=bits, affine=affine)
-                    add_tile(acc, odd, x, w, t, b, g + 1, tail_, zero=zero, affine=affine)
+                        unpack_codes(codes, w, b, first, affine=affine, depth=depth)
+                    for i in unroll(depth):
+                        at = codes_at(first + i, bits=bits, affine=affine)
+                        if bits == 4:
+                            dot_tile(products, i, x, t, first + i, 0, 0, codes, i, 0, 0)
+                        else:
+                            dot_tile(products, i, x, t, first + i, 0, 0, w, b, at)
+                    for i in unroll(depth):
+                        tail = scales_at(first + i, bits=bits, affine=affine)
+                        add_tile(
+                            acc, products, i, x, w, t, b, first + i, tail, zero=zero, affine=affine
+                        )
                 if affine:
                     for g in range(G):
                         tail = scales_at(g, bits=bits, affine=affine)

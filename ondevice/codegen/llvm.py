@@ -279,7 +279,9 @@ class FunctionPrinter:
     def dot_tile(self, tile: DotTile) -> None:
         rows = self.address(self.buffers[tile.rows], tile.rows_at)
         columns = self.address(self.buffers[tile.columns], tile.columns_at)
-        self.tiles.dot(self.pointers[tile.out], rows, columns)
+        zero = Const(INDEX, 0)
+        result = self.address(self.buffers[tile.out], (*tile.out_at, zero, zero))
+        self.tiles.dot(result, rows, columns)
 
     def clamped(self, count: Expr, lanes: int) -> str:
         """`count` limited to 0..lanes, as i32."""

@@ -244,10 +244,10 @@ class Expressions:
         self.stores += 1
 
     def dot_tile(self, node: ast.Call) -> None:
-        """`dot_tile(out, rows, *indices, columns, *indices)` as a statement."""
+        """`dot_tile(out, *indices, rows, *indices, columns, *indices)` as a statement."""
         self.keywords(node)
         out, rows, columns = self.tile_places([self.evaluate(a) for a in node.args])
-        self.block.append(build_dot_tile(out[0], rows, columns))
+        self.block.append(build_dot_tile(out, rows, columns))
         self.stores += 1
 
     def tile_places(self, values: list[Value]) -> list[tuple[Buffer, list[Operand]]]:
@@ -260,8 +260,8 @@ class Expressions:
                 places[-1][1].append(value)
             else:
                 raise Mismatch("dot_tile takes buffers and indices")
-        if len(places) != 3 or places[0][1]:
-            raise Mismatch("dot_tile takes its result, a place of rows and a place of columns")
+        if len(places) != 3:
+            raise Mismatch("dot_tile takes places of its result, of rows and of columns")
         return places
 
     def subscript(self, node: ast.Subscript) -> tuple[Buffer | RegisterArray, list[Operand]]:

@@ -37,18 +37,19 @@ def build_store(
 
 
 def build_dot_tile(
-    out: Buffer,
+    out: tuple[Buffer, Sequence[Operand]],
     rows: tuple[Buffer, Sequence[Operand]],
     columns: tuple[Buffer, Sequence[Operand]],
 ) -> DotTile:
     """A checked DotTile."""
-    if (out.dtype, out.dims) != (i32, (16, 16)):
-        raise Mismatch(f"{out.name}: {out} is no i32[16, 16]")
+    if (out[0].dtype, out[0].dims[-2:]) != (i32, (16, 16)):
+        raise Mismatch(f"{out[0].name}: {out[0]} is no i32[..., 16, 16]")
     for buffer, _ in (rows, columns):
         if buffer.dtype != u8:
             raise Mismatch(f"{buffer.name}: {buffer} where bytes are wanted")
     places = [check_indices(buffer, at, Type(u8), whole=True) for buffer, at in (rows, columns)]
-    return DotTile(out.name, rows[0].name, places[0], columns[0].name, places[1])
+    out_at = check_indices(out[0], [*out[1], 0, 0], Type(i32), whole=True)[:-2]
+    return DotTile(out[0].name, out_at, rows[0].name, places[0], columns[0].name, places[1])
 
 
 def check_count(count: Operand | None, lanes: int) -> Expr | None:

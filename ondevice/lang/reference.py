@@ -343,15 +343,15 @@ def dot4_u7(acc: Value, u: Value, s: Value) -> Value:
     return dot4(acc, u, s)
 
 
-def dot_tile(out: Array, *places: Any) -> None:
-    """`out[m, n] = sum_k rows[m, k] * columns[k // 4, n, k % 4]`, exact, as a matrix unit does it.
+def dot_tile(*places: Any) -> None:
+    """`out[..., m, n] = sum_k rows[m, k] * columns[k // 4, n, k % 4]`, exact, by a matrix unit.
 
-    `places` are two buffers of bytes, each with its indices: 16 rows of 32 int8, and 16 columns of
-    32 uint8 as weights are packed.
+    `places` are three buffers, each with its indices: the result, 16 rows of 32 int8, and 16
+    columns of 32 uint8 as weights are packed.
     """
-    second = next(i for i, p in enumerate(places) if i and isinstance(p, Array))
-    (rows, *rows_at), (columns, *columns_at) = places[:second], places[second:]
-    a = rows.following(tuple(rows_at), 512).view(np.int8).reshape(16, 32)
-    b = columns.following(tuple(columns_at), 512)
+    starts = [i for i, p in enumerate(places) if isinstance(p, Array)]
+    out, rows, columns = (places[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True))
+    a = rows[0].following(rows[1:], 512).view(np.int8).reshape(16, 32)
+    b = columns[0].following(columns[1:], 512)
     b = b.reshape(8, 16, 4).swapaxes(1, 2).reshape(32, 16)
-    out.array[:] = a.astype(np.int32) @ b.astype(np.int32)
+    out[0].array[out[1:]] = a.astype(np.int32) @ b.astype(np.int32)

@@ -106,9 +106,13 @@ class _Printer:
     def dot_tile(self, tile: DotTile) -> str:
         places = (
             ", ".join([name, *map(self.expr, at)])
-            for name, at in ((tile.rows, tile.rows_at), (tile.columns, tile.columns_at))
+            for name, at in (
+                (tile.out, tile.out_at),
+                (tile.rows, tile.rows_at),
+                (tile.columns, tile.columns_at),
+            )
         )
-        return f"dot_tile({tile.out}, {', '.join(places)})"
+        return f"dot_tile({', '.join(places)})"
 
     def expr(self, expr: Expr) -> str:
         match expr:
@@ -285,7 +289,7 @@ class _Parser:
             else:
                 places[-1][1].append(self.expr(argument))
         out, rows, columns = places
-        return build_dot_tile(out[0], rows, columns)
+        return build_dot_tile(out, rows, columns)
 
     def places(self, node: ast.Subscript) -> list[Expr]:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

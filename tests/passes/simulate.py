@@ -66,7 +66,7 @@ def buffers_read(kernel: Kernel) -> set[str]:
         match statement:
             case DotTile():
                 found.update((statement.rows, statement.columns))
-                expressions = (*statement.rows_at, *statement.columns_at)
+                expressions = (*statement.out_at, *statement.rows_at, *statement.columns_at)
             case Store():
                 expressions = (*statement.indices, statement.value, statement.count)
             case For():
