@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 TOY = HERE.parent / "native" / "toy_model.c"
 TOY_ABI = "700e".ljust(64, "0")
 CLANG = "clang" if shutil.which("clang") else "clang-14"
-MUTANTS = 1500
+MUTANTS = 600
 
 
 def test_mutants(tmp_path: Path) -> None:

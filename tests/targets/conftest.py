@@ -14,6 +14,7 @@ from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.read import open_bundle
 from ondevice.recipe import load_recipe
 from ondevice.runtime.engine import Engine
+from ondevice.runtime.tokenizer import open_tokenizer
 
 BuildFor = Callable[[str, str], Path]
 TOKENS = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298]  # more rows than one tile has
@@ -56,9 +57,32 @@ def expected(built_for: BuildFor) -> Expected:
     return once
 
 
-def app_arguments(path: Path) -> list[str]:
-    """What host.c is told so that it generates as `expected` does."""
+def app_arguments(path: Path, directory: Path) -> list[str]:
+    """What host.c is told so that it prints `app_output`; it may write to `directory`."""
     bundle = open_bundle(path)
     symbol = model_symbol(bundle.manifest.abi_hash)
     places = bundle.libondevice, bundle.libmodel, symbol, bundle.weights_path
-    return [*map(str, places), str(MOST), PROMPT]
+    files = bundle.tokenizer_path, directory / "saved"
+    return [*map(str, (*places, *files)), str(MOST), PROMPT]
+
+
+AppOutput = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="session")
+def app_output(built_for: BuildFor, expected: Expected) -> AppOutput:
+    """`app_output("int4_g32", "neon")`: what host.c prints where it computes what we do here."""
+
+    def output(scheme: str, variant: str) -> str:
+        tokens, logits = expected(scheme)
+        number = 0xCBF29CE484222325
+        for byte in logits.tobytes():
+            number = (number ^ byte) * 0x100000001B3 % 2**64
+        bundle, text = open_bundle(built_for("host", scheme)), "Once upon a time, café"
+        tokenizer = open_tokenizer(bundle, bundle.libondevice)
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        tokenizer.close()
+        rows = " ".join(map(str, tokens)), f"{number:x} {variant}", " ".join(map(str, encoded))
+        return "\n".join([*rows, text])
+
+    return output

@@ -45,6 +45,7 @@ ANDROID_APP_CALLS = {
 
 LIBC = (
     *("__libc_start_main", "dlopen", "dlsym", "dlerror", "printf", "open", "lseek", "prctl"),
+    *("read", "exit"),
     *("memcpy", "memset"),
 )
 LOADERS = {"aarch64": "/lib/ld-musl-aarch64.so.1", "x86_64": "/lib/ld-musl-x86_64.so.1"}
@@ -65,14 +66,22 @@ def run(command: Sequence[str | Path], status: int = 0) -> subprocess.CompletedP
     return done
 
 
+def lines(text: str) -> str:
+    """`text` without the spaces that end its lines."""
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
 def executable(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     path.chmod(0o755)
     return path
 
 
-def build_host(target: Target, directory: Path) -> list[str]:
-    """The command of host.c over musl as the C library; skips where there is no musl."""
+def build_host(target: Target, directory: Path, cpu: str = "max") -> list[str]:
+    """The command of host.c over musl as the C library; skips where there is no musl.
+
+    On arm64 the machine is qemu's `cpu`.
+    """
     machine = target.triple.split("-")[0]
     if not Path(LOADERS[machine]).exists():
         pytest.skip(f"musl for {machine} is not installed")
@@ -86,7 +95,7 @@ def build_host(target: Target, directory: Path) -> list[str]:
     loader = ["-dynamic-linker", LOADERS[machine]]
     run([sys.executable, "-m", "ziglang", *target.linker, *loader, *inputs])
     output.chmod(0o755)
-    return [*(qemu("max") if machine == "aarch64" else []), str(output)]
+    return [*(qemu(cpu) if machine == "aarch64" else []), str(output)]
 
 
 class EmulatedKernels:

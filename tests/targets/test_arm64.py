@@ -8,8 +8,8 @@ import pytest
 
 from ondevice import targets
 
-from .conftest import MOST, PROMPT, BuildFor, Expected, app_arguments
-from .emulated import ANDROID_APP_CALLS, CPUS, build_host, qemu, run
+from .conftest import MOST, PROMPT, AppOutput, BuildFor, Expected, app_arguments
+from .emulated import ANDROID_APP_CALLS, CPUS, build_host, lines, qemu, run
 
 SCHEMES = ("f32", "int8_g32", "int4_g32", "int4_g32_sym")
 
@@ -47,14 +47,16 @@ def test_a_seed_draws_the_same_text(options: str, built_for: BuildFor) -> None:
     assert said[0] == said[1] and len(said[0]) > 60
 
 
+@pytest.mark.parametrize("variant", CPUS)
 @pytest.mark.parametrize("scheme", ["f32", "int4_g32"])
-def test_libraries_load_in_an_app(
-    scheme: str, built_for: BuildFor, expected: Expected, tmp_path: Path
+def test_libraries_work_in_an_app(
+    scheme: str, variant: str, built_for: BuildFor, app_output: AppOutput, tmp_path: Path
 ) -> None:
     """musl's libc.so stands in for Android's: both libraries are found by dlopen and generate."""
-    host = build_host(targets.load("android-arm64"), tmp_path)
-    done = run([*host, *app_arguments(built_for("android-arm64", scheme))])
-    assert [int(t) for t in done.stdout.split()] == expected(scheme)[0]
+    host = build_host(targets.load("android-arm64"), tmp_path, CPUS[variant])
+    bundle = built_for("android-arm64", scheme)
+    done = run([*host, *app_arguments(bundle, tmp_path)])
+    assert lines(done.stdout) == app_output(scheme, variant)
 
 
 def test_system_calls_are_those_that_android_allows_apps(
@@ -62,9 +64,9 @@ def test_system_calls_are_those_that_android_allows_apps(
 ) -> None:
     host = build_host(targets.load("android-arm64"), tmp_path)
     host.insert(1, "-strace")
-    done = run([*host, *app_arguments(built_for("android-arm64", "f32"))])
-    lines = [line.split(None, 1) for line in done.stderr.splitlines()]
-    calls = {line[1].split("(")[0] for line in lines if line[0].isdigit() and "(" in line[1]}
+    done = run([*host, *app_arguments(built_for("android-arm64", "f32"), tmp_path)])
+    traced = [line.split(None, 1) for line in done.stderr.splitlines()]
+    calls = {line[1].split("(")[0] for line in traced if line[0].isdigit() and "(" in line[1]}
     assert {"futex", "mmap", "clone"} <= calls <= set(ANDROID_APP_CALLS)
 
 
