@@ -55,6 +55,7 @@ class Terminal:
     def __init__(self, session: ChatSession) -> None:
         self._session = session
         self._tty = sys.stdin.isatty()
+        self._reading = False
         self._notes: TextIO = sys.stdout if self._tty else sys.stderr
         # Bytes that are no UTF-8 reach the tokenizer, which says where they are.
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
@@ -68,15 +69,18 @@ class Terminal:
         interrupted = False
         while True:
             try:
+                self._reading = True
                 text = self._read()
-                interrupted = False
+                self._reading = interrupted = False
                 if text is None or not self._handle(text):
                     return
             except KeyboardInterrupt:
+                if self._tty and self._reading:
+                    print()  # leave the prompt's line
                 if interrupted:
                     raise
                 interrupted = True
-                self._note("\n(Ctrl-C again leaves)" if self._tty else "stopped")
+                self._note("(Ctrl-C again leaves)" if self._tty else "stopped")
             except OndeviceError as error:
                 self._note(f"error: {error}")
 

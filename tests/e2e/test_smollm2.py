@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,9 +114,56 @@ def test_quantized_bits(checkpoint: Path, tmp_path: Path, scheme: str) -> None:
             np.testing.assert_array_equal(conversation.logits([token])[0], reference[i])
 
 
-def test_answers(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def chat(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle as the recipe has it."""
     recipe = load_recipe("smollm2-135m-instruct", model=checkpoint)
-    with Engine(build(recipe, tmp_path / "bundle")) as engine:
-        question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
-        answer = "".join(engine.generate(question + "<|im_start|>assistant\n", max_tokens=32))
-    assert "Paris" in answer
+    return build(recipe, tmp_path_factory.mktemp("smollm2-chat") / "chat.bundle")
+
+
+def test_chat(chat: Path) -> None:
+    """The template is the model's own, and the second turn computes only the new tokens."""
+    with Engine(chat) as engine:
+        completions = engine.chat.completions
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        first = completions.create(messages)
+        answer = first.choices[0]
+        assert "Paris" in answer.message.content and answer.finish_reason == "stop"
+        assert "<|im_end|>" not in answer.message.content
+        messages.append({"role": "assistant", "content": answer.message.content})
+        messages.append({"role": "user", "content": "And of Germany?"})
+        second = completions.create(messages)
+        assert "Berlin" in second.choices[0].message.content
+        reused = second.usage.prompt_tokens_details.cached_tokens
+        assert reused == first.usage.total_tokens
+        added = "<|im_end|>\n<|im_start|>user\nAnd of Germany?<|im_end|>\n<|im_start|>assistant\n"
+        assert second.usage.prompt_tokens - reused == len(engine.tokenizer.encode(added))
+
+
+def test_64_conversations_at_once_are_those_alone(chat: Path) -> None:
+    prompts = [f"{i} + {i * 7 % 13} is" for i in range(64)]
+    with Engine(chat, threads=2, conversations=64, kv_blocks=64 * 2) as engine:
+
+        def go_on(prompt: str) -> str:
+            return "".join(engine.generate(prompt, 6, temperature=0.8, seed=5))
+
+        alone = [go_on(prompt) for prompt in prompts]
+        with ThreadPoolExecutor(64) as threads:
+            assert list(threads.map(go_on, prompts)) == alone
+        assert len(set(alone)) > 10
+
+
+def test_chat_in_a_terminal(chat: Path, open_terminal: Callable[..., Any]) -> None:
+    terminal = open_terminal("chat", chat)
+    terminal.wait_for(">>> ")
+    terminal.type("Write a very long story about the sea.\n")
+    terminal.wait_for("sea.\n")
+    terminal.wait_for(" ")  # it has begun to answer
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-C again leaves")
+    terminal.type("/stats\n")
+    assert "answer of" in terminal.wait_for(" tokens per second")
+    terminal.type("What is the capital of France?\n")
+    terminal.wait_for(">>> ")
+    terminal.type("/exit\n")
+    assert terminal.process.wait(timeout=30) == 0

@@ -223,8 +223,8 @@ def test_cancel_from_another_thread(engine: Engine) -> None:
 
 
 def test_threads_at_once_get_what_they_get_alone(chat_bundle: Path) -> None:
-    questions = [[{"role": "user", "content": f"Story number {i}"}] for i in range(12)]
-    with ondevice.load(chat_bundle, threads=2) as engine:
+    questions = [[{"role": "user", "content": f"Story number {i}"}] for i in range(64)]
+    with ondevice.load(chat_bundle, threads=2, conversations=64, kv_blocks=256) as engine:
         alone = [answer(engine, q, temperature=1, seed=1) for q in questions]
         together: dict[int, str] = {}
 
