@@ -112,7 +112,7 @@ int32_t od_draft_worth(const od_draft_record *record, od_step_costs *costs, od_d
                        int32_t rows) {
     const float least_gain = 1.08F;
     const uint32_t again = 32; /* costs change: look again once in so many times */
-    if (draft.count == 0) return 0;
+    if (draft.count == 0 || rows >= OD_DRAFT_ROWS) return 0;
     float chance = likely(record, draft.kind), right = 1.0F, said = (float)rows;
     float best = said / cost(costs, rows) * least_gain, hoped = 0.0F;
     int32_t worth = 0;
