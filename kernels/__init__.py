@@ -12,7 +12,13 @@ from ondevice.dims import Extent
 from ondevice.dtypes import f16, f32
 from ondevice.graph.graph import Attrs, Node
 from ondevice.graph.ops import ACTIVATIONS
-from ondevice.kernels.attention import attention, attention_tile, kv_write
+from ondevice.kernels.attention import (
+    attention,
+    attention_join,
+    attention_parts,
+    attention_tile,
+    kv_write,
+)
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
 from ondevice.kernels.matmul import matmul_float
@@ -163,7 +169,8 @@ def bind_kv_write(node: Node, types: Types) -> Binding:
 
 
 def bind_attention(node: Node, types: Types) -> Binding:
-    q, kv, *addressing = node.inputs
+    """`attention_joined` too, whose parts a kernel for the whole does without."""
+    q, kv, *addressing = node.inputs[:5]
     heads = int(node.attr("heads"))
     views = (
         by_head(q, types, heads),
@@ -177,6 +184,27 @@ def bind_attention(node: Node, types: Types) -> Binding:
         "staged": bool(node.prologue),
     }
     return Binding(views, constants, {"layer": int(node.attr("layer"))})
+
+
+def by_span(name: str, types: Types, node: Node) -> View:
+    """Parts of an attention, as [S, spans, H, D + 2]."""
+    rows, features = types[name].shape
+    heads, part = int(node.attr("heads")), int(node.attr("head_dim")) + 2
+    spans = (features.static or 0) // (heads * part)
+    return View(name, (rows, *map(Extent.of, (spans, heads, part))))
+
+
+def bind_attention_parts(node: Node, types: Types) -> Binding:
+    whole = bind_attention(node, {**types, node.output.name: types[node.inputs[0]]})
+    views = (*whole.views[:-1], by_span(node.output.name, types, node))
+    return Binding(views, whole.constants, {**whole.scalars, "spans": "T"})
+
+
+def bind_attention_join(node: Node, types: Types) -> Binding:
+    heads = int(node.attr("heads"))
+    parts, positions = node.inputs[5], node.inputs[2]
+    y = by_head(node.output.name, types, heads)
+    return Binding((by_span(parts, types, node), View(positions, types[positions].shape), y))
 
 
 def fit_attention(tokens: int, node: Node, types: Types, room: int) -> Attrs:
@@ -242,6 +270,25 @@ ROWS = (
     KernelDef(
         "attention", "attention", attention, bind_attention, ATTENTION_TILE,
         max_rows=ATTENTION_ROWS, holes=("pairs",), fit=partial(fit_attention, 1),
+    ),
+    KernelDef(
+        "attention_parts", "attention_parts", attention_parts, bind_attention_parts,
+        ATTENTION_TILE, max_rows=ATTENTION_ROWS, min_spans=2, holes=("pairs",),
+        fit=partial(fit_attention, 1),
+    ),
+    KernelDef(
+        "attention_near", "attention_joined", attention, bind_attention, ATTENTION_TILE,
+        max_rows=ATTENTION_ROWS, max_spans=1, holes=("pairs",), fit=partial(fit_attention, 1),
+    ),
+    KernelDef(
+        "attention_join", "attention_joined", attention_join, bind_attention_join,
+        max_rows=ATTENTION_ROWS, min_spans=2, holes=("pairs",),
+    ),
+    KernelDef(
+        "attention_joined_tiles", "attention_joined", attention, bind_attention,
+        (("tokens", 4), *ATTENTION_TILE[1:]),
+        min_rows=ATTENTION_ROWS + 1, holes=("pairs",),
+        fit=partial(fit_attention, ATTENTION_TOKENS),
     ),
     KernelDef(
         "attention_tiles", "attention", attention, bind_attention,

@@ -9,6 +9,7 @@ weight 0 exactly, so the bits of a row depend neither on its tile nor on who com
 
 from __future__ import annotations
 
+from ondevice.bundle.program import KV_SPAN_TOKENS
 from ondevice.kernels.rope import load_pairs
 from ondevice.lang import (
     DType,
@@ -37,7 +38,7 @@ from ondevice.lang import (
 )
 from ondevice.lang.math import exp_below
 
-SPAN = 256  # positions under one softmax
+SPAN = KV_SPAN_TOKENS
 
 
 @kernel
@@ -174,6 +175,16 @@ def add_values(
 
 
 @inline
+def start_rows(state, sums, *, rows: int, head_dim: int):
+    """Rows that have seen nothing"""
+    for m in range(rows):
+        state[m, 0] = cast(f32, -1e30)
+        state[m, 1] = cast(f32, 0.0)
+        for d in range(0, head_dim, 16):
+            store(sums, m, d, vec(0.0, 16))
+
+
+@inline
 def attend_span(
     queries, weights, peaks, state, sums, kv, block_table, row, layer, g, span, position, step,
     length,
@@ -259,10 +270,7 @@ def attention(
                 stage_query(
                     queries, q, m, s, head + m % heads, pairs=pairs, staged=staged, scale=scale
                 )
-                state[m, 0] = cast(f32, -1e30)
-                state[m, 1] = cast(f32, 0.0)
-                for d in range(0, D, 16):
-                    store(sums, m, d, vec(0.0, 16))
+            start_rows(state, sums, rows=tokens * heads, head_dim=D)
             for span in range(ceildiv(position + length, SPAN)):
                 attend_span(
                     queries, weights, peaks, state, sums, kv, block_table, row, layer,
@@ -276,6 +284,81 @@ def attention(
                     # + 0.0: sums that end at -0.0 on one path may end at 0.0 on another
                     value = load(sums, m, c * 16, lanes=16) * share + 0.0
                     store(y, base + m // heads, head + m % heads, c * 16, value, count=D - c * 16)
+
+
+@kernel
+def attention_parts(
+    q: f32[S, H, D],
+    kv: KV[P, LAYERS, 2, G, TILE],
+    positions: i32[S],
+    sequence: i32[S],
+    block_table: i32[B, W],
+    parts: f32[S, X, H, E],
+    layer: index,
+    spans: index,
+    *,
+    KV: DType,
+    pairs: Inline,
+    staged: bool,
+    scale: float,
+    tokens: int,
+    heads: int,
+    keys: int,
+    columns: int,
+):
+    """What each of the first `spans` spans gives each token: sums of values, peak, sum of weights
+
+    A tile is one token of each conversation in turn: `tokens` is 1.
+    """
+    queries = scratch(f32, heads, ceildiv(D, 16) * 16)
+    weights = scratch(f32, heads, SPAN)
+    peaks = scratch(f32, heads, 16)
+    state = scratch(f32, heads, 4)
+    sums = scratch(f32, heads, ceildiv(D, 16) * 16)
+    for span, part in parallel(spans, H // heads):
+        head = part * heads
+        for s in range(S):
+            position = index(positions[s])
+            if span * SPAN <= position:
+                for m in range(heads):
+                    stage_query(queries, q, m, s, head + m, pairs=pairs, staged=staged, scale=scale)
+                start_rows(state, sums, rows=heads, head_dim=D)
+                attend_span(
+                    queries, weights, peaks, state, sums, kv, block_table, index(sequence[s]),
+                    layer, head // (H // G), span, position, index(0), 1,
+                    KV=KV, head_dim=D, rows=heads, heads=heads, keys=keys, columns=columns,
+                )  # fmt: skip
+                for m in range(heads):
+                    for d in range(0, D, 16):
+                        value = load(sums, m, d, lanes=16)
+                        store(parts, s, span, head + m, d, value, count=D - d)
+                    parts[s, span, head + m, D] = state[m, 0]
+                    parts[s, span, head + m, D + 1] = state[m, 1]
+
+
+@kernel
+def attention_join(parts: f32[S, X, H, E], positions: i32[S], y: f32[S, H, D], *, pairs: Inline):
+    """y[s, h] from the parts of the spans up to positions[s], joined as `weigh_span` does
+
+    The queries, and what prepares their pairs, have gone into the parts.
+    """
+    for s, h in parallel(S, H):
+        out = registers(vec(0.0, 16), ceildiv(D, 16))
+        top = cast(f32, -1e30)
+        total = cast(f32, 0.0)
+        for span in range(index(positions[s]) // SPAN + 1):
+            peak = parts[s, span, h, D]
+            highest = max(top, peak)
+            old = exp_below(top - highest)
+            new = exp_below(peak - highest)
+            top = highest
+            total = fma(total, old, parts[s, span, h, D + 1] * new)
+            for c in unroll(ceildiv(D, 16)):
+                value = load(parts, s, span, h, c * 16, lanes=16, count=D - c * 16)
+                out[c] = fma(out[c], vec(old, 16), value * vec(new, 16))
+        share = vec(1.0 / total, 16)
+        for c in unroll(ceildiv(D, 16)):
+            store(y, s, h, c * 16, out[c] * share + 0.0, count=D - c * 16)
 
 
 def attention_tile(shared: int, head_dim: int, room: int, tokens: int) -> dict[str, int]:

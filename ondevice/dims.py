@@ -4,7 +4,7 @@ An `Extent` is `mul * ceil((sum(coefficient * symbol) + const) / div)`. That is 
 the executor does on sizes, so shapes stay dynamic without recompiling or padding to buckets.
 
 Symbols of a step: `S` query tokens, `L` rows whose logits are wanted, `B` rows of the block table,
-`P` blocks of the KV pool.
+`P` blocks of the KV pool, `T` spans of the KV cache that the deepest query token sees.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-SYMBOLS = ("S", "L", "B", "P")
+SYMBOLS = ("S", "L", "B", "P", "T")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from ondevice.bundle.program import FORMAT_VERSION, KV_BLOCK_TOKENS, Space, StepBuffer
+from ondevice.bundle.program import (
+    FORMAT_VERSION,
+    KV_BLOCK_TOKENS,
+    KV_SPAN_TOKENS,
+    Space,
+    StepBuffer,
+)
 from ondevice.dims import SYMBOLS
 
 WEIGHTS_MAGIC = b"ODWEIGHT"
@@ -101,7 +107,7 @@ STRUCTS = (
     ),
     Struct(
         "od_extent",
-        "mul * ceil((s*S + l*L + b*B + p*P + constant) / div)",
+        "mul * ceil((s*S + l*L + b*B + p*P + t*T + constant) / div)",
         (
             *(Field(s.lower(), "i32") for s in SYMBOLS),
             Field("constant", "i32"),
@@ -120,7 +126,7 @@ STRUCTS = (
     ),
     Struct(
         "od_launch",
-        "One kernel over a range of tasks, run when min_rows <= rows <= max_rows.",
+        "One kernel over a range of tasks, run when min_rows <= rows <= max_rows and T likewise.",
         (
             Field("kernel", "i32"),
             Field("first_argument", "i32"),
@@ -130,6 +136,8 @@ STRUCTS = (
             Field("chunk", "i32", "tasks that a worker claims at once"),
             Field("min_rows", "i32"),
             Field("max_rows", "i32"),
+            Field("min_spans", "i32"),
+            Field("max_spans", "i32"),
             Field("barrier", "i32", "1: all earlier launches must have finished"),
             Field("tasks", "i32", "index of an extent"),
             Field("rows", "i32", "index of an extent"),
@@ -271,6 +279,7 @@ def print_header() -> str:
         "",
         f"#define OD_FORMAT_VERSION {FORMAT_VERSION}",
         f"#define OD_KV_BLOCK_TOKENS {KV_BLOCK_TOKENS}",
+        f"#define OD_KV_SPAN_TOKENS {KV_SPAN_TOKENS}",
         f"#define OD_ALIGN_BYTES {ALIGN_BYTES}",
         f'#define OD_WEIGHTS_MAGIC "{WEIGHTS_MAGIC.decode()}"',
         f"#define OD_WEIGHTS_VERSION {WEIGHTS_VERSION}",

@@ -13,8 +13,10 @@ from enum import IntEnum
 from ondevice.dims import Extent
 from ondevice.dtypes import DType
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KV_BLOCK_TOKENS = 32
+KV_SPAN_TOKENS = 256  # cached positions that are attended under one softmax
+ALL_SPANS = 2**31 - 1
 
 
 class Space(IntEnum):
@@ -66,7 +68,7 @@ class ProgramKernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """Run `kernel` over `tasks` tasks when `min_rows <= rows <= max_rows`."""
+    """Run `kernel` over `tasks` tasks when `min_rows <= rows <= max_rows`, and as for spans (T)."""
 
     kernel: int
     arguments: tuple[Argument, ...]
@@ -78,6 +80,8 @@ class Launch:
     max_rows: int
     barrier: bool  # all earlier launches must have finished
     source: str  # the place in the model this comes from, e.g. "layers.3.mlp.up"
+    min_spans: int = 0
+    max_spans: int = ALL_SPANS
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from ondevice.bundle.program import (
+    ALL_SPANS,
     Argument,
     KvCache,
     Launch,
@@ -63,11 +64,14 @@ def _weight(entry: WeightEntry) -> str:
 def _launch(launch: Launch) -> str:
     arguments = " ".join(map(_argument, launch.arguments))
     scalars = " ".join(map(str, launch.scalars))
+    spans = f" spans {launch.min_spans}..{launch.max_spans}"
+    limited = (launch.min_spans, launch.max_spans) != (0, ALL_SPANS)
     return (
         f"launch {'barrier' if launch.barrier else 'free'} {launch.kernel}"
         f" ({arguments}) ({scalars})"
         f" tasks {launch.tasks} by {launch.chunk}"
-        f" when {launch.min_rows}..{launch.max_rows} {launch.rows} # {launch.source}"
+        f" when {launch.min_rows}..{launch.max_rows} {launch.rows}{spans if limited else ''}"
+        f" # {launch.source}"
     )
 
 
@@ -128,7 +132,8 @@ class _Parser:
     def launch(self) -> Launch:
         match = self.match(
             r"launch (barrier|free) (\d+) \((\S+(?: \S+)*)\) \(((?:\S+(?: \S+)*)?)\)"
-            r" tasks (\S+) by (\d+) when (\d+)\.\.(\d+) (\S+) # (.*)"
+            r" tasks (\S+) by (\d+) when (\d+)\.\.(\d+) (\S+)"
+            r"(?: spans (\d+)\.\.(\d+))? # (.*)"
         )
         return Launch(
             kernel=int(match[2]),
@@ -140,7 +145,9 @@ class _Parser:
             min_rows=int(match[7]),
             max_rows=int(match[8]),
             barrier=match[1] == "barrier",
-            source=match[10],
+            source=match[12],
+            min_spans=int(match[10] or 0),
+            max_spans=int(match[11] or ALL_SPANS),
         )
 
     def argument(self, text: str) -> Argument:

@@ -19,7 +19,7 @@ from ondevice.bundle.descriptor import (
     size_bytes,
 )
 from ondevice.bundle.program import FORMAT_VERSION, Argument, Launch, Program, Space
-from ondevice.dims import Extent
+from ondevice.dims import SYMBOLS, Extent
 from ondevice.errors import ToolchainError
 
 INT32 = range(-(2**31), 2**31)
@@ -158,6 +158,8 @@ def _launches(
             chunk=launch.chunk,
             min_rows=launch.min_rows,
             max_rows=min(launch.max_rows, INT32[-1]),
+            min_spans=launch.min_spans,
+            max_spans=launch.max_spans,
             barrier=int(launch.barrier),
             tasks=extents.place(launch.tasks),
             rows=extents.place(launch.rows),
@@ -182,7 +184,7 @@ def _extent(extent: Extent) -> str:
     terms = {symbol.lower(): coefficient for symbol, coefficient in extent.terms}
     return _value(
         "od_extent",
-        **{name: terms.get(name, 0) for name in "slbp"},
+        **{name: terms.get(name, 0) for name in map(str.lower, SYMBOLS)},
         constant=extent.const,
         div=extent.div,
         mul=extent.mul,

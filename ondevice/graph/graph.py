@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ondevice.bundle.program import ALL_SPANS
 from ondevice.dims import Extent
 from ondevice.dtypes import DType
 
@@ -64,13 +65,18 @@ class Special:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel that computes a node when the rows of its result lie in [min, max]."""
+    """A kernel that computes a node when the rows of its result lie in [min, max].
+
+    So must the spans of cached positions that the step sees (T).
+    """
 
     kernel: str
     schedule: Attrs
     min_rows: int
     max_rows: int
     specials: tuple[Special, ...] = ()
+    min_spans: int = 0
+    max_spans: int = ALL_SPANS
 
     def on(self, variant: str) -> tuple[str, Attrs]:
         """The kernel and schedule for a CPU variant."""

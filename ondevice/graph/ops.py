@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ondevice.bundle.program import KV_BLOCK_TOKENS
+from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SPAN_TOKENS
 from ondevice.dims import Extent
 from ondevice.dtypes import DType, f32, i32
 from ondevice.errors import GraphError, nearest
@@ -417,6 +417,109 @@ def attention(
     return out.reshape(len(q), heads * head_dim)
 
 
+def infer_attention_parts(
+    q: TensorType,
+    kv: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    block_table: TensorType,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> TensorType:
+    attrs = {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    infer_attention(q, kv, positions, sequence, block_table, **attrs, scale=scale)
+    width = block_table.shape[1].static or 0
+    spans = -(-width * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
+    return _f32(q.shape[0], spans * heads * (head_dim + 2))
+
+
+def attention_parts(
+    q: Array,
+    kv: Array,
+    positions: Array,
+    sequence: Array,
+    block_table: Array,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> Array:
+    """Attention to each span of 256 positions on its own: f32[S, spans * H * (D + 2)].
+
+    The D values of a span's part are not divided yet; the largest score and the sum of the weights
+    follow them (arXiv 2205.14135). Parts of spans that a token does not see are NaN.
+    """
+    q = q.reshape(len(q), heads, head_dim)
+    spans = -(-block_table.shape[1] * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
+    parts = np.full((len(q), spans, heads, head_dim + 2), np.nan, np.float32)
+    keys, values = (view.astype(np.float32) for view in _kv_views(kv, layer))
+    for s, position in enumerate(positions):
+        for span in range(position // KV_SPAN_TOKENS + 1):
+            cached = np.arange(span * KV_SPAN_TOKENS, position + 1)[:KV_SPAN_TOKENS]
+            blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
+            tokens = cached % KV_BLOCK_TOKENS
+            for head in range(heads):
+                g = head // (heads // kv_heads)
+                scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
+                weights = np.exp(scores - scores.max())
+                parts[s, span, head, :head_dim] = weights @ values[blocks, g, tokens]
+                parts[s, span, head, head_dim:] = scores.max(), weights.sum()
+    return parts.reshape(len(q), -1)
+
+
+def infer_attention_joined(
+    q: TensorType,
+    kv: TensorType,
+    positions: TensorType,
+    sequence: TensorType,
+    block_table: TensorType,
+    parts: TensorType,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> TensorType:
+    attrs = {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    whole = infer_attention(q, kv, positions, sequence, block_table, **attrs, scale=scale)
+    wanted = infer_attention_parts(q, kv, positions, sequence, block_table, **attrs, scale=scale)
+    _equal("type of the parts", parts, wanted)
+    return whole
+
+
+def attention_joined(
+    q: Array,
+    kv: Array,
+    positions: Array,
+    sequence: Array,
+    block_table: Array,
+    parts: Array,
+    *,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+) -> Array:
+    """`attention`, whose kernel may take it from `attention_parts` of the same inputs."""
+    rows = len(q)
+    parts = parts.reshape(rows, -1, heads, head_dim + 2)
+    out = np.empty((rows, heads, head_dim), np.float32)
+    for s, position in enumerate(positions):
+        seen = parts[s, : position // KV_SPAN_TOKENS + 1]
+        weights = np.exp(seen[..., head_dim] - seen[..., head_dim].max(axis=0))
+        values = (seen[..., :head_dim] * weights[..., None]).sum(axis=0)
+        out[s] = values / (seen[..., head_dim + 1] * weights).sum(axis=0)[:, None]
+    return out.reshape(rows, heads * head_dim)
+
+
 OPS: dict[str, OpDef] = {
     op.name: op
     for op in (
@@ -434,6 +537,8 @@ OPS: dict[str, OpDef] = {
         OpDef("rope", infer_rope, rope, pairwise=True),
         OpDef("kv_write", infer_kv_write, kv_write, state="kv"),
         OpDef("attention", infer_attention, attention),
+        OpDef("attention_parts", infer_attention_parts, attention_parts),
+        OpDef("attention_joined", infer_attention_joined, attention_joined),
     )
 }
 

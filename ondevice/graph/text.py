@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ondevice.bundle.program import ALL_SPANS
 from ondevice.dims import Extent
 from ondevice.dtypes import DTYPES
 from ondevice.errors import GraphError
@@ -66,7 +67,9 @@ def _node_lines(node: Node) -> Iterator[str]:
         yield f"  on {json.dumps(node.device)}"
     for choice in node.choices:
         schedule = _print_attrs(choice.schedule)
-        yield f"  choose {choice.kernel}{schedule} for {choice.min_rows}..{choice.max_rows}"
+        spans = (choice.min_spans, choice.max_spans)
+        limits = "" if spans == (0, ALL_SPANS) else f" spans {spans[0]}..{spans[1]}"
+        yield f"  choose {choice.kernel}{schedule} for {choice.min_rows}..{choice.max_rows}{limits}"
         for special in choice.specials:
             yield f"  but {special.kernel}{_print_attrs(special.schedule)} on {special.variant}"
 
@@ -217,6 +220,10 @@ def _parse_detail(node: Node, cursor: _Cursor) -> Node:
     min_rows = cursor.integer()
     cursor.expect("..")
     choice = Choice(kernel, schedule, min_rows, cursor.integer())
+    if cursor.accept(" spans "):
+        min_spans = cursor.integer()
+        cursor.expect("..")
+        choice = replace(choice, min_spans=min_spans, max_spans=cursor.integer())
     return replace(node, choices=(*node.choices, choice))
 
 

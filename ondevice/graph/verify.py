@@ -87,6 +87,8 @@ def _check_node(node: Node, types: Mapping[str, TensorType], stale: dict[str, st
     for choice in node.choices:
         if not 0 <= choice.min_rows <= choice.max_rows:
             raise GraphError(f"{choice.kernel} has rows {choice.min_rows}..{choice.max_rows}")
+        if not 0 <= choice.min_spans <= choice.max_spans:
+            raise GraphError(f"{choice.kernel} has spans {choice.min_spans}..{choice.max_spans}")
     op = op_named(node.op)
     if op.state:
         stale[node.inputs[op.inputs.index(op.state)]] = node.output.name

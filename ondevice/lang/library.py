@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from ondevice.bundle.program import ALL_SPANS
 from ondevice.dims import Extent
 from ondevice.errors import GraphError
 from ondevice.graph.graph import Applied, Attrs, Node, TensorType
@@ -37,7 +38,7 @@ class Binding:
 
     views: tuple[View, ...]  # one for each buffer parameter, in order
     constants: Mapping[str, Constant] = field(default_factory=dict)
-    scalars: Mapping[str, int] = field(default_factory=dict)  # index parameters
+    scalars: Mapping[str, int | str] = field(default_factory=dict)  # index parameters, or symbols
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class KernelDef:
     tile: Attrs = ()
     min_rows: int = 0
     max_rows: int = ALL_ROWS
+    min_spans: int = 0  # likewise of T, the spans of cached positions that the step sees
+    max_spans: int = ALL_SPANS
     holes: tuple[str, ...] = ()  # in the kernel's order; see `hole_steps`
     chunk: int = 1  # tasks a worker claims at once
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights

@@ -5,8 +5,9 @@
 
 #include <stdint.h>
 
-#define OD_FORMAT_VERSION 2
+#define OD_FORMAT_VERSION 3
 #define OD_KV_BLOCK_TOKENS 32
+#define OD_KV_SPAN_TOKENS 256
 #define OD_ALIGN_BYTES 64
 #define OD_WEIGHTS_MAGIC "ODWEIGHT"
 #define OD_WEIGHTS_VERSION 2
@@ -75,12 +76,13 @@ typedef struct od_kv_file_header {
     uint64_t checksum; /* of the header with 0 here */
 } od_kv_file_header;
 
-/* mul * ceil((s*S + l*L + b*B + p*P + constant) / div) */
+/* mul * ceil((s*S + l*L + b*B + p*P + t*T + constant) / div) */
 typedef struct od_extent {
     int32_t s;
     int32_t l;
     int32_t b;
     int32_t p;
+    int32_t t;
     int32_t constant;
     int32_t div;
     int32_t mul;
@@ -93,7 +95,7 @@ typedef struct od_argument {
     int64_t offset; /* bytes from the start of the weights' data or of the slot */
 } od_argument;
 
-/* One kernel over a range of tasks, run when min_rows <= rows <= max_rows. */
+/* One kernel over a range of tasks, run when min_rows <= rows <= max_rows and T likewise. */
 typedef struct od_launch {
     int32_t kernel;
     int32_t first_argument;
@@ -103,6 +105,8 @@ typedef struct od_launch {
     int32_t chunk; /* tasks that a worker claims at once */
     int32_t min_rows;
     int32_t max_rows;
+    int32_t min_spans;
+    int32_t max_spans;
     int32_t barrier; /* 1: all earlier launches must have finished */
     int32_t tasks; /* index of an extent */
     int32_t rows; /* index of an extent */

@@ -2,7 +2,8 @@
 
 int64_t od_extent_evaluate(const od_extent *e, const od_sizes *sizes) {
     int64_t sum = e->constant + (int64_t)e->s * sizes->s + (int64_t)e->l * sizes->l +
-                  (int64_t)e->b * sizes->b + (int64_t)e->p * sizes->p;
+                  (int64_t)e->b * sizes->b + (int64_t)e->p * sizes->p +
+                  (int64_t)e->t * sizes->t;
     int64_t quotient = sum / e->div + (sum % e->div > 0); /* rounds towards +infinity */
     return e->mul * quotient;
 }
@@ -81,6 +82,10 @@ static od_status check_model(const od_model *model, od_error *error) {
 
 /* ---- reserving ---- */
 
+static int32_t spans_for(int32_t positions) {
+    return positions / OD_KV_SPAN_TOKENS + (positions % OD_KV_SPAN_TOKENS != 0);
+}
+
 /* Offsets of the slots at `sizes`; returns the bytes of the arena. */
 static int64_t place_slots(const od_model *model, const od_sizes *sizes, int64_t *offsets) {
     int64_t total = 0;
@@ -145,8 +150,8 @@ od_status od_program_open(od_program *program, const od_model *model, const od_v
                           const uint8_t *weights, uint8_t *kv, int32_t kv_blocks,
                           int32_t sequences, od_error *error) {
     *program = (od_program){.model = model, .variant = variant, .weights = weights, .kv = kv};
-    program->largest =
-        (od_sizes){model->prefill_chunk_tokens, model->logit_rows, sequences, kv_blocks};
+    program->largest = (od_sizes){model->prefill_chunk_tokens, model->logit_rows, sequences,
+                                  kv_blocks, spans_for(model->context_tokens)};
     od_status status = check_model(model, error);
     if (status != OD_OK) return status;
     size_t bytes = place_tables(program, NULL);
@@ -219,13 +224,18 @@ static void plan(od_program *program, const od_sizes *sizes) {
         int64_t tasks = od_extent_evaluate(&model->extents[launch->tasks], sizes);
         barrier |= launch->barrier != 0;
         if (rows < launch->min_rows || rows > launch->max_rows || tasks <= 0) continue;
+        if (sizes->t < launch->min_spans || sizes->t > launch->max_spans) continue;
         plan_launch(program, launch, (int32_t)tasks, barrier);
         barrier = false;
     }
 }
 
 void od_program_run(od_program *program, od_threads *threads, int32_t s, int32_t l, int32_t b) {
-    od_sizes sizes = {s, l, b, program->largest.p};
+    const int32_t *positions = program->step[OD_STEP_POSITIONS].data;
+    int32_t deepest = 0;
+    for (int32_t i = 0; i < s; i++)
+        if (positions[i] > deepest) deepest = positions[i];
+    od_sizes sizes = {s, l, b, program->largest.p, spans_for(deepest + 1)};
     plan(program, &sizes);
     od_threads_run(threads, program->work, program->work_count);
 }

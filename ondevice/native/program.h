@@ -12,6 +12,7 @@ typedef struct od_sizes {
     int32_t l; /* rows whose logits are wanted */
     int32_t b; /* rows of the block table */
     int32_t p; /* blocks of the KV pool */
+    int32_t t; /* spans of cached positions that the deepest query token sees */
 } od_sizes;
 
 typedef struct od_region {

@@ -17,6 +17,7 @@ from ondevice.passes.fuse import fuse
 from ondevice.passes.partition import partition
 from ondevice.passes.plan_memory import plan_memory, plan_separately
 from ondevice.passes.select import select, select_first
+from ondevice.passes.split import split
 from ondevice.passes.tile import tile, tile_default
 
 Rewrite = Callable[[Graph, Context], Graph]
@@ -40,6 +41,7 @@ PASSES = (
     Pass("canonicalize", canonicalize),
     Pass("fold", fold),
     Pass("fuse", fuse),
+    Pass("split", split),
     Pass("partition", partition, partition),
     Pass("select", select, select_first),
     Pass("tile", tile, tile_default),

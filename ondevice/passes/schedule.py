@@ -190,6 +190,8 @@ def _launch(
         max_rows=choice.max_rows,
         barrier=barrier,
         source=node.output.name,
+        min_spans=choice.min_spans,
+        max_spans=choice.max_spans,
     )
 
 

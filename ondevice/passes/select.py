@@ -10,13 +10,22 @@ from ondevice.passes.context import Context
 
 
 def select(graph: Graph, context: Context) -> Graph:
-    """Gives each node all kernels that can compute it, each for its range of rows."""
+    """Gives each node all kernels that can compute it, each for its range of rows and depth."""
     types = graph.types()
     nodes = []
     for node in graph.nodes:
         rows = context.library.candidates(node, types)
         choices = tuple(
-            Choice(r.name, r.tile, r.min_rows, r.max_rows, specials(r, context)) for r in rows
+            Choice(
+                row.name,
+                row.tile,
+                row.min_rows,
+                row.max_rows,
+                specials(row, context),
+                row.min_spans,
+                row.max_spans,
+            )
+            for row in rows
         )
         nodes.append(replace(node, choices=choices))
     return graph.with_nodes(tuple(nodes))

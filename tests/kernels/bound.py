@@ -11,6 +11,7 @@ import numpy as np
 
 from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.dims import Extent
 from ondevice.graph.graph import Attrs
 from ondevice.graph.ops import ACTIVATIONS
 from ondevice.kernels import LIBRARY
@@ -52,7 +53,7 @@ class Bound:
             buffers = [buffer for _, buffer, _ in hole_buffers(hole, constants[hole])]
             extras |= {b: self.case.values[n] for b, n in zip(buffers, names, strict=True)}
         given = [arrays[view.value] for view in binding.views]
-        self.row.function(*given, *binding.scalars.values(), **constants, **extras)
+        self.row.function(*given, *self.scalars(), **constants, **extras)
         return self.result(arrays)
 
     def compiled(self, features: frozenset[str]) -> Array:
@@ -63,8 +64,12 @@ class Bound:
         }
         given = [arrays[name] for name in instance.buffers]
         function = loaded(instance.kernel, features).function("kernel")
-        call_kernel(function, instance.kernel, given, tuple(self.binding.scalars.values()))
+        call_kernel(function, instance.kernel, given, self.scalars())
         return self.result(arrays)
+
+    def scalars(self) -> tuple[int, ...]:
+        values = self.binding.scalars.values()
+        return tuple(Extent.of(value).evaluate(self.case.sizes) for value in values)
 
     def views(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the kernel's own buffers, by the names of the values in them."""

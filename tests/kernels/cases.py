@@ -91,6 +91,14 @@ input kv: {dtype}[P, 2, 2, {kv_heads}, {tile}]
 y: f32[S, {features}] = attention(q, kv, positions, sequence, block_table) \
 {{layer=1, heads={heads}, kv_heads={kv_heads}, head_dim={head_dim}, scale={scale}}}
 """
+IN_PARTS = {  # op of ATTENTION -> the other op, as replacements in the text
+    "attention_parts": (("S, {features}] = attention(", "S, {parts}] = attention_parts("),),
+    "attention_joined": (
+        ("= attention(", "= attention_joined("),
+        ("block_table) ", "block_table, parts) "),
+        ("input kv", "input parts: f32[S, {parts}]\ninput kv"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,17 @@ def kv_texts(head_dim: int, heads: int, kv_heads: int, dtype: str) -> Iterator[t
     text = ATTENTION.format(**sizes, scale=head_dim**-0.5)
     yield f"attention-{name}-fused", short + text + ROPE.format(**sizes)
     yield f"attention-{name}", short + text
+    if dtype == "f32":  # the cache's type is read in one place
+        return
     yield f"attention-{name}{PROMPT}", long + text
+    yield f"attention-{name}-fused{PROMPT}", long + text + ROPE.format(**sizes)
+    for op, replacements in IN_PARTS.items():
+        changed = ATTENTION
+        for old, new in replacements:
+            changed = changed.replace(old, new)
+        changed = changed.format(**sizes, scale=head_dim**-0.5, parts=2 * heads * (head_dim + 2))
+        yield f"{op}-{name}{PROMPT}", long + changed
+        yield f"{op}-{name}-fused{PROMPT}", long + changed + ROPE.format(**sizes)
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -219,9 +237,14 @@ def case(name: str, rows: int) -> Case:
                 values[value.name], packed[value.name] = kept
     if name.endswith(PROMPT):
         values["positions"], values["sequence"] = prompt(rows)
-    if graph.nodes[0].op == "attention":
+    node, types = graph.nodes[0], graph.types()
+    if node.op.startswith("attention"):
         values["kv"] = written_cache(rng, values, layer=1)
-    return Case(name, graph.nodes[0], graph.types(), sizes, values, packed)
+        sizes["T"] = int(values["positions"].max()) // 256 + 1
+    if node.op == "attention_joined":
+        whole = replace(node, op="attention_parts", inputs=node.inputs[:5])
+        values["parts"] = evaluate(whole, values)
+    return Case(name, node, types, sizes, values, packed)
 
 
 def random_array(

@@ -23,6 +23,10 @@ VARIANTS = {v.name: frozenset(v.features) for v in targets.load("host").cpu.vari
 TOLERANCE = {
     "attention": 1e-6,
     "attention_tiles": 1e-6,
+    "attention_parts": 1e-6,
+    "attention_near": 1e-6,
+    "attention_join": 1e-6,
+    "attention_joined_tiles": 1e-6,
     "elementwise_silu": 3e-7,
     "embed_int": 3e-7,
     "gemv": 1e-6,
@@ -173,9 +177,19 @@ def test_bits_do_not_depend_on_the_rows_in_registers(
     assert_same_bits(got, plain("gemm_int", name, 7))
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("matmul", "attention"))])
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("matmul", "attention-"))])
 def test_all_kernels_of_an_op_give_the_same_bits(name: str) -> None:
     first, *others = [row for row, of in PAIRS if of == name]
     assert others, "one kernel for few rows, one for many"
     for other in others:
         assert_same_bits(plain(other, name, 7), plain(first, name, 7))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("attention_parts")])
+def test_attention_in_parts_gives_the_same_bits(name: str, best_features: frozenset[str]) -> None:
+    in_parts = bound("attention_parts", name, 7)
+    parts = in_parts.compiled(best_features)
+    join = bound("attention_join", name.replace("_parts", "_joined"), 7)
+    joined = join.having(parts=parts, **in_parts.case.values).compiled(best_features)
+    whole = bound("attention", name.replace("_parts", ""), 7).having(**in_parts.case.values)
+    assert_same_bits(joined, whole.compiled(best_features))

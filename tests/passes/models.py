@@ -153,7 +153,7 @@ def random_node(draw: st.DrawFn, build: GraphBuilder, kind: str, values: list[Va
 def step_inputs(graph: Graph) -> dict[str, Array]:
     """A ragged step of seven tokens of two conversations, logits of three rows."""
     rng = np.random.default_rng(3)
-    sizes = {"S": 7, "L": 3, "B": 2, "P": 4}
+    sizes = {"S": 7, "L": 3, "B": 2, "P": 4, "T": 1}
     given = {
         "tokens": rng.integers(0, VOCAB, 7),
         "positions": np.array([30, 31, 32, 33, 0, 1, 2]),

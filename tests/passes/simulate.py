@@ -98,6 +98,7 @@ def running(
         access(kernels[launch.kernel], launch)
         for launch in program.launches
         if launch.min_rows <= launch.rows.evaluate(sizes) <= launch.max_rows
+        and launch.min_spans <= sizes["T"] <= launch.max_spans
     ]
 
 

@@ -18,8 +18,9 @@ from .models import MODELS, Model, random_models, traced
 from .simulate import between_barriers, running
 
 STEPS = [
-    {"S": s, "L": min(l, s), "B": 2, "P": 9}
+    {"S": s, "L": min(l, s), "B": 2, "P": 9, "T": t}
     for s, l in ((1, 1), (2, 2), (4, 0), (5, 5), (64, 1), (64, 8))
+    for t in (1, 2)
 ]
 
 
@@ -27,7 +28,9 @@ def check_each_node_runs_once(model: Model) -> None:
     graph, (program, kernels) = model.planned(), model.program()
     for sizes in STEPS:
         ran = [one.launch.source for one in running(program, kernels, sizes)]
-        assert ran == [node.output.name for node in graph.nodes]
+        in_parts = sizes["S"] <= 8 and sizes["T"] > 1
+        wanted = [n for n in graph.nodes if n.op != "attention_parts" or in_parts]
+        assert ran == [node.output.name for node in wanted]
 
 
 def check_order_between_barriers_is_free(model: Model) -> None:
@@ -48,7 +51,10 @@ def check_values_live_until_read(model: Model, disabled: tuple[str, ...] = ()) -
             node = nodes[one.launch.source]
             inputs = {storage[name]: name for name in node.reads() if name in storage}
             read = {p[1]: held[p[1]] for p in one.reads if p[0] == Space.ARENA}
-            assert read == inputs, node.output.name
+            if node.op == "attention_joined":  # from the parts or from the queries
+                assert read and read.items() <= inputs.items(), node.output.name
+            else:
+                assert read == inputs, node.output.name
             for written in (p[1] for p in one.writes if p[0] == Space.ARENA):
                 assert written not in inputs, f"{node.output.name} overwrites its own input"
                 held[written] = node.output.name
