@@ -97,6 +97,7 @@ static void write_literal(const od_template *t, od_prompt *prompt, uint32_t offs
 }
 
 static int64_t find_last(od_text content, od_text marker) {
+    if (marker.bytes == 0) return (int64_t)content.bytes;
     for (int64_t at = (int64_t)content.bytes - (int64_t)marker.bytes; at >= 0; at--)
         if (memcmp(content.data + at, marker.data, marker.bytes) == 0) return at;
     return -1;
