@@ -12,7 +12,14 @@ import llvmlite
 import numpy
 
 from ondevice import targets, tokenizer
-from ondevice.bundle.format import Libraries, ModelInfo, ProgramInfo, PromptInfo, TokenizerInfo
+from ondevice.bundle.format import (
+    PROGRAM_FILE,
+    Libraries,
+    ModelInfo,
+    ProgramInfo,
+    PromptInfo,
+    TokenizerInfo,
+)
 from ondevice.bundle.program import KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
@@ -256,6 +263,7 @@ def _write_code(writer: BundleWriter, program: Program, code: Code, target: Targ
     writer.add(libraries.model, code.model.library)
     writer.add(f"bin/{target.runner}", code.model.runner, executable=True)
     writer.add("include/ondevice.h", (NATIVE / "ondevice.h").read_bytes())
+    writer.add(PROGRAM_FILE, print_program(program).encode())
     return libraries
 
 

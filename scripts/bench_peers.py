@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from peers import plot, table
-from peers.ceilings import compile_ceilings, measure_ceilings
 from peers.contestants import (
     CONTESTANTS,
     CONTEXT_TOKENS,
@@ -38,6 +37,8 @@ from peers.contestants import (
     tests_of,
 )
 from peers.prepare import Cache, Missing, say
+
+from ondevice.gate.ceilings import compile_ceilings, measure_ceilings
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "peers"

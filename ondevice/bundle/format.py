@@ -6,6 +6,7 @@ NAME.bundle/
   lib/libondevice.so          the C runtime
   lib/libmodel_<abi>.so       the compiled program: one exported descriptor
   include/ondevice.h          the C API
+  debug/program.txt           the launch table as text, for profiles; nothing else reads it
   tokenizer/tokenizer.bin     the tokenizer as tables
   tokenizer/template.bin      the chat template, where it could be followed
   prompt/system.kv            what the model computes of a system prompt, where one is shipped
@@ -30,6 +31,7 @@ from ondevice.errors import BundleError
 from ondevice.tables import Fail, read_table, write_table
 
 MANIFEST = "manifest.json"
+PROGRAM_FILE = "debug/program.txt"
 BUNDLE_VERSION = 5
 CHUNK_BYTES = 4 << 20  # the weights file is hashed, and may be fetched again, in such pieces
 MANIFEST_MAX_BYTES = 64 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from ondevice.bundle.descriptor import WEIGHTS_DATA_START
 from ondevice.bundle.format import (
     MANIFEST,
     MANIFEST_MAX_BYTES,
+    PROGRAM_FILE,
     Manifest,
     parse_manifest,
     parse_weights_header,
 )
+from ondevice.bundle.program import Program
+from ondevice.bundle.program_text import parse_program
 from ondevice.errors import BundleError
 
 
@@ -51,6 +55,18 @@ class Bundle:
         """The saved conversation that others start with, where the bundle ships one."""
         file = self.manifest.prompt.file
         return None if file is None else self.path / file
+
+    def read_program(self) -> Program:
+        """The launch table that libmodel was compiled from. Raises BundleError."""
+        if PROGRAM_FILE not in (entry.path for entry in self.manifest.files):
+            raise BundleError(f"{self.path} has no {PROGRAM_FILE}; build the bundle again")
+        place = self.path / PROGRAM_FILE
+        with _opened(place) as file:
+            data = file.read()
+        entries = {entry.path: entry for entry in self.manifest.files}
+        if hashlib.sha256(data).hexdigest() != entries[PROGRAM_FILE].sha256:
+            raise BundleError(f"{place} is damaged; build or fetch the bundle again")
+        return parse_program(data.decode("utf-8"))
 
     @property
     def size_bytes(self) -> int:

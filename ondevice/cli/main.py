@@ -20,6 +20,7 @@ from ondevice.cli import (
     doctor,
     eval,
     inspect,
+    profile,
     recipes,
     run,
     targets,
@@ -59,6 +60,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("eval")(eval.evaluate)
 app.command("bench")(bench.bench)
+app.command("profile")(profile.profile)
 app.command("recipes")(recipes.recipes)
 app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)

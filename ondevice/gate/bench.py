@@ -151,32 +151,32 @@ def _samples(engine: Engine, test: BenchTest, reps: int) -> list[float]:
     samples = []
     with engine.conversation() as conversation:
         if test.depth:
-            _drain(conversation, random.integers(vocab, size=test.depth).tolist(), 0)
+            drain(conversation, random.integers(vocab, size=test.depth).tolist(), 0)
         for _ in range(reps + 1):
             tokens = random.integers(vocab, size=max(1, test.prompt_tokens)).tolist()
             if test.generated_tokens:
-                elapsed_s = _generate_s(conversation, tokens, test.generated_tokens)
+                elapsed_s = generate_s(conversation, tokens, test.generated_tokens)
             else:
-                elapsed_s = _prompt_s(conversation, tokens)
+                elapsed_s = prompt_s(conversation, tokens)
             samples.append(test.tokens / elapsed_s)
             conversation.rewind(test.depth)
     return samples[1:]
 
 
-def _prompt_s(conversation: Conversation, tokens: list[int]) -> float:
+def prompt_s(conversation: Conversation, tokens: list[int]) -> float:
     """Seconds to process a prompt and, as in use, to sample the token that follows it."""
     started_ns = perf_counter_ns()
     try:
-        _drain(conversation, tokens, 1)
+        drain(conversation, tokens, 1)
     except RuntimeFailure as error:
         if error.status != Status.CONTEXT_FULL:  # no room for that token, but it was computed
             raise
     return (perf_counter_ns() - started_ns) / 1e9
 
 
-def _generate_s(conversation: Conversation, tokens: list[int], count: int) -> float:
+def generate_s(conversation: Conversation, tokens: list[int], count: int) -> float:
     """Seconds to generate `count` tokens by the engine's clock, whatever their reader does."""
-    _drain(conversation, tokens, count)
+    drain(conversation, tokens, count)
     stats = conversation.stats
     first_s = stats.first_token_ms / 1e3
     return first_s if count == 1 else first_s + (count - 1) / stats.tokens_per_second
@@ -185,7 +185,7 @@ def _generate_s(conversation: Conversation, tokens: list[int], count: int) -> fl
 _NO_STOP = Sampling(stop_tokens=())
 
 
-def _drain(conversation: Conversation, tokens: list[int], max_tokens: int) -> None:
+def drain(conversation: Conversation, tokens: list[int], max_tokens: int) -> None:
     """One submit, read to its end; no token ends it early."""
     deque(conversation.generate_tokens(tokens, max_tokens, _NO_STOP), maxlen=0)
 

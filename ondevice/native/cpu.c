@@ -72,3 +72,13 @@ uint64_t od_cpu_features(void) {
 uint64_t od_cpu_features(void) { return 0; }
 
 #endif
+
+int64_t od_ticks(void) {
+#if defined(__x86_64__)
+    return (int64_t)__builtin_ia32_rdtsc();
+#else
+    uint64_t ticks;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    return (int64_t)ticks;
+#endif
+}

@@ -103,6 +103,7 @@ static od_status reserve_all(od_core *engine, const od_options *options, od_erro
 static void free_engine(od_core *engine) {
     size_t count = (size_t)engine->capacity;
     od_threads_close(engine->threads);
+    od_profile_close(engine->profile);
     od_program_close(&engine->program);
     od_kv_close(&engine->kv);
     od_weights_close(&engine->weights);

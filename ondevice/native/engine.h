@@ -7,6 +7,7 @@
 #include "kv_cache.h"
 #include "message.h"
 #include "platform.h"
+#include "profile.h"
 #include "program.h"
 #include "threads.h"
 #include "weights.h"
@@ -62,6 +63,7 @@ typedef struct od_core { /* an engine */
     od_kv_pool kv;
     od_program program;
     od_threads *threads;
+    od_profile *profile; /* NULL: nobody asked */
     int32_t thread_count;
     int32_t capacity; /* conversations */
     int32_t draft_tokens; /* of od_options */

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define OD_API_VERSION 3
+#define OD_API_VERSION 4
 
 #if defined(_WIN32)
 #define OD_API __declspec(dllexport)
@@ -273,6 +273,44 @@ OD_API od_status od_save(od_conversation conversation, int fd, od_error *error);
  * or saved by another build or with other weights. */
 OD_API od_status od_restore(od_engine engine, int fd, int64_t offset, int64_t length,
                             od_conversation *conversation, od_error *error);
+
+/* ---- where the time goes ----
+ *
+ * Of the launches that a model's program consists of, in the order of its launch table; the number
+ * behind the last is that of choosing tokens. Refused with OD_BUSY while a conversation generates. */
+
+typedef struct od_profile_row { /* what one worker did for one launch */
+    int32_t launch;
+    int32_t worker;
+    int64_t runs;    /* steps that it took part in */
+    int64_t chunks;  /* of the launch's tasks that this worker did */
+    int64_t busy_ns; /* doing them */
+    int64_t wait_ns; /* before, until others had finished earlier launches */
+} od_profile_row;
+
+typedef struct od_profile_event { /* one run of it; times by the monotonic clock */
+    int32_t launch;
+    int32_t worker;
+    int64_t chunks;
+    int64_t arrived_ns; /* from here on it waits */
+    int64_t begin_ns;
+    int64_t end_ns;
+} od_profile_event;
+
+/* Count all steps from now on, from zero, and keep the last `events` runs of each worker. */
+OD_API od_status od_profile_start(od_engine engine, int32_t events, od_error *error);
+
+/* Count no more, and forget. */
+OD_API od_status od_profile_stop(od_engine engine, od_error *error);
+
+/* Move the rows with runs, launch by launch, to `rows`, at most `capacity`; *count is how many there
+ * are, also where that is more. OD_INVALID: no profile has been started. */
+OD_API od_status od_profile_read(od_engine engine, od_profile_row *rows, int64_t capacity,
+                                 int64_t *count, od_error *error);
+
+/* The same for the runs that were kept, worker by worker, the oldest first. */
+OD_API od_status od_profile_events(od_engine engine, od_profile_event *events, int64_t capacity,
+                                   int64_t *count, od_error *error);
 
 /* ---- tokenizer: text to tokens and back ----
  *

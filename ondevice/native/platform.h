@@ -31,6 +31,7 @@ bool od_map_over(void *memory, int fd, int64_t offset, int64_t bytes);
 bool od_write(int fd, const void *data, size_t bytes);
 
 int64_t od_now_ns(void); /* monotonic */
+int64_t od_ticks(void);  /* of the counter that all cores share; cheaper than a system call */
 int32_t od_process_id(void);
 int32_t od_core_count(void);      /* cores that this process may use */
 uint64_t od_cpu_features(void);   /* mask of OD_CPU_* */

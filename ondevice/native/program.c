@@ -204,6 +204,7 @@ static void plan_launch(od_program *program, const od_launch *launch, int32_t ta
     work->tasks = tasks;
     work->chunk = launch->chunk;
     work->barrier = barrier;
+    work->launch = (int32_t)(launch - model->launches);
     work->kernel = program->variant->kernels[launch->kernel];
     work->buffers = program->buffers + launch->first_argument;
     work->scalars = program->scalars + launch->first_scalar;

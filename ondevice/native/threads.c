@@ -5,6 +5,7 @@
 
 typedef struct worker {
     od_threads *threads;
+    int32_t number;
     od_thread thread;
     void *scratch;
 } worker;
@@ -22,6 +23,7 @@ struct od_threads {
     int32_t work_count;
     int32_t count;
     int32_t spins;
+    od_profile *profile;
     size_t scratch_bytes;
     uint8_t *scratch;
     worker workers[OD_MAX_THREADS];
@@ -33,8 +35,10 @@ static void wait_until_done(od_threads *threads, uint32_t chunks) {
         od_event_wait(&threads->done, done, threads->spins, -1);
 }
 
-static void run_chunks(od_threads *threads, od_work *work, void *scratch) {
+/* Returns how many this worker has run. */
+static int64_t run_chunks(od_threads *threads, od_work *work, void *scratch) {
     uint32_t claimed;
+    int64_t count = 0;
     while ((claimed = atomic_fetch_add_explicit(&work->next, 1, memory_order_relaxed)) <
            work->chunks) {
         int32_t begin = (int32_t)claimed * work->chunk;
@@ -43,14 +47,36 @@ static void run_chunks(od_threads *threads, od_work *work, void *scratch) {
         work->kernel(work->buffers, work->scalars, begin, end, scratch);
         if (atomic_fetch_add(&threads->done.value, 1) + 1 == work->chunks_until)
             od_event_wake(&threads->done);
+        count++;
+    }
+    return count;
+}
+
+static void walk_measured(od_threads *threads, const worker *self) {
+    int64_t now = od_ticks();
+    for (int32_t i = 0; i < threads->work_count; i++) {
+        od_work *work = &threads->work[i];
+        od_run run = {.launch = work->launch, .worker = self->number,
+                      .arrived = now, .begin = now};
+        if (work->barrier) {
+            wait_until_done(threads, work->chunks_before);
+            run.begin = od_ticks();
+        }
+        run.chunks = run_chunks(threads, work, self->scratch);
+        now = run.end = od_ticks();
+        od_profile_add(threads->profile, &run);
     }
 }
 
-static void walk(od_threads *threads, void *scratch) {
+static void walk(od_threads *threads, const worker *self) {
+    if (threads->profile != NULL) {
+        walk_measured(threads, self);
+        return;
+    }
     for (int32_t i = 0; i < threads->work_count; i++) {
         od_work *work = &threads->work[i];
         if (work->barrier) wait_until_done(threads, work->chunks_before);
-        run_chunks(threads, work, scratch);
+        run_chunks(threads, work, self->scratch);
     }
 }
 
@@ -66,7 +92,7 @@ static void worker_main(void *argument) {
             od_event_wait(&threads->gate, gate, threads->spins, -1);
         } else if (atomic_compare_exchange_weak(&threads->gate.value, &gate, gate + 1)) {
             walked = number;
-            walk(threads, self->scratch);
+            walk(threads, self);
             uint32_t before = atomic_fetch_sub(&threads->gate.value, 1);
             if ((before & (GATE_OPEN | GATE_INSIDE)) == 1) od_event_wake(&threads->gate);
         }
@@ -99,7 +125,7 @@ void od_threads_run(od_threads *threads, od_work *work, int32_t count) {
     uint32_t number = atomic_load(&threads->gate.value) / GATE_NUMBER + 1;
     atomic_store(&threads->gate.value, number * GATE_NUMBER | GATE_OPEN);
     od_event_wake(&threads->gate);
-    walk(threads, threads->workers[0].scratch);
+    walk(threads, &threads->workers[0]);
     wait_until_done(threads, total);
     atomic_fetch_and(&threads->gate.value, ~GATE_OPEN);
     uint32_t gate;
@@ -119,6 +145,7 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
     while (ok && threads->count < count) {
         worker *next = &threads->workers[threads->count];
         next->threads = threads;
+        next->number = threads->count;
         next->scratch = threads->scratch + stride * (size_t)threads->count;
         ok = threads->count == 0 || od_thread_start(&next->thread, worker_main, next);
         if (ok) threads->count++;
@@ -127,6 +154,8 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
     od_threads_close(threads);
     return NULL;
 }
+
+void od_threads_profile(od_threads *threads, od_profile *profile) { threads->profile = profile; }
 
 void od_threads_close(od_threads *threads) {
     if (threads == NULL) return;

@@ -4,6 +4,7 @@
 
 #include "model.h"
 #include "platform.h"
+#include "profile.h"
 
 #define OD_MAX_THREADS 128
 
@@ -15,7 +16,8 @@ typedef struct od_work {
     uint32_t chunks_until;  /* of all work up to the next barrier */
     int32_t tasks;
     int32_t chunk;
-    bool barrier; /* all earlier work must have finished */
+    int32_t launch; /* as profiles call it */
+    bool barrier;   /* all earlier work must have finished */
     od_kernel kernel;
     void *const *buffers;
     const int32_t *scalars;
@@ -26,6 +28,9 @@ typedef struct od_threads od_threads;
 /* `count` workers of which the caller of od_threads_run is one; NULL where the system refuses. */
 od_threads *od_threads_open(int32_t count, int64_t scratch_bytes);
 void od_threads_close(od_threads *threads);
+
+/* Count what lists of work take from now on; NULL: do not. Nothing runs meanwhile. */
+void od_threads_profile(od_threads *threads, od_profile *profile);
 
 /* Run `work` (next, chunks, chunks_before and chunks_until are filled in here) to the end. */
 void od_threads_run(od_threads *threads, od_work *work, int32_t count);

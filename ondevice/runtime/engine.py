@@ -25,6 +25,7 @@ from ondevice.errors import RuntimeFailure
 from ondevice.runtime.chat import Chat
 from ondevice.runtime.conversation import Conversation, Prompt
 from ondevice.runtime.native import EngineInfo, Library, NativeEngine, Status, model_descriptor
+from ondevice.runtime.profile import Profile
 from ondevice.runtime.sampling import GREEDY, Sampling
 from ondevice.runtime.saved import restore_conversation
 from ondevice.runtime.tokenizer import Tokenizer, open_tokenizer
@@ -134,6 +135,10 @@ class Engine:
         """Logits [len(tokens), vocab_size] of a text from its start; row i follows tokens[i]."""
         with self.conversation() as conversation:
             return conversation.logits(tokens)
+
+    def profile(self, events: int = 0) -> Profile:
+        """Count from now on where the time of all steps goes; see runtime/profile.py."""
+        return Profile(self._native, events)
 
     def close(self) -> None:
         """Stop all generation, join the threads and free the memory; may be called twice."""

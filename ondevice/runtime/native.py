@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.sampling import GREEDY, Sampling, TokenLogprobs
 
-API_VERSION = 3
+API_VERSION = 4
 TOP_LOGPROBS = 20
 SKIP_SPECIAL, CONTINUES = 4, 8  # OD_DECODE_*
 
@@ -182,6 +182,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     ],
     "od_cancel": [c_uint64],
     "od_logits": [c_uint64, POINTER(c_int32), c_int32, POINTER(c_float)],
+    "od_profile_start": [c_uint64, c_int32],
+    "od_profile_stop": [c_uint64],
+    "od_profile_read": [c_uint64, ctypes.c_void_p, c_int64, POINTER(c_int64)],
+    "od_profile_events": [c_uint64, ctypes.c_void_p, c_int64, POINTER(c_int64)],
 }
 
 

@@ -1,1 +1,1 @@
-"""What bench_peers.py measures with: peers, checkpoints, ceilings, tables."""
+"""What bench_peers.py measures with: peers, checkpoints, tables."""

@@ -82,3 +82,24 @@ def test_build_reports_every_tensor(ondevice: Ondevice, tmp_path: Path) -> None:
 def test_a_report_needs_the_whole_build(ondevice: Ondevice, tmp_path: Path) -> None:
     options = ("--dump", tmp_path, "--stop-after", "fold", "--report", "r.json")
     assert ondevice("build", "stories260k", *options).returncode == 2
+
+
+def test_profile_writes_tables_json_and_a_trace(
+    ondevice: Ondevice, stories: Path, tmp_path: Path
+) -> None:
+    files = ("--json", tmp_path / "p.json", "--trace", tmp_path / "t.json")
+    done = ondevice("profile", stories, "-p", "8", "-n", "4", "-t", "1", *files)
+    assert done.returncode == 0, done.stderr
+    assert "prefill: 8 tokens in 1 steps" in done.stdout
+    assert "decode: 4 tokens in 4 steps" in done.stdout
+    assert json.loads((tmp_path / "p.json").read_text())["threads"] == 1
+    assert json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "t.json"]
+
+
+def test_profile_says_where_it_cannot_write(
+    ondevice: Ondevice, stories: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "missing" / "p.json"
+    done = ondevice("profile", stories, "-p", "2", "-n", "0", "--json", place)
+    assert done.returncode == 1 and f"cannot write {place}: No such file" in done.stderr

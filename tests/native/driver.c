@@ -253,6 +253,31 @@ static void cancel_and_logits(int32_t vocab_size) {
     check(od_cancel(c, &error), OD_CLOSED, "cancel after close", &error);
 }
 
+/* Counts what a turn takes: every launch in every step of it. */
+static void profile_a_turn(void) {
+    static od_profile_row rows[4096];
+    static od_profile_event events[4096];
+    od_error error = {{0}};
+    od_conversation c;
+    int32_t said[TURN];
+    int64_t count = 0, chunks = 0;
+    check(od_profile_read(engine, rows, 4096, &count, &error), OD_INVALID, "not started", &error);
+    check(od_profile_start(engine, 8, &error), OD_OK, "profile", &error);
+    check(od_conversation_open(engine, &c, &error), OD_OK, "open", &error);
+    turn(c, prompt, prompt_length, said);
+    check(od_profile_read(engine, rows, 4096, &count, &error), OD_OK, "rows", &error);
+    for (int64_t i = 0; i < count; i++) chunks += rows[i].chunks;
+    check(od_profile_events(engine, events, 4096, &count, &error), OD_OK, "events", &error);
+    if (chunks == 0 || count < 8) {
+        fprintf(stderr, "the profile counted nothing\n");
+        exit(1);
+    }
+    check(od_profile_start(engine, 0, &error), OD_OK, "from zero", &error);
+    check(od_profile_read(engine, rows, 4096, &count, &error), OD_OK, "no rows", &error);
+    check(od_profile_stop(engine, &error), OD_OK, "stop", &error);
+    check(od_conversation_close(c, &error), OD_OK, "close", &error);
+}
+
 /* Reads for ever, until the engine is closed under it. */
 static void *read_until_closed(void *argument) {
     od_conversation c = *(od_conversation *)argument;
@@ -309,6 +334,7 @@ int main(int argc, char **argv) {
     all_in_threads(share_and_fork);
     all_in_threads(save_and_restore);
     cancel_and_logits(info.vocab_size);
+    profile_a_turn();
     text_together_and_alone(tokenizer, tokenizer_bytes);
     close_under_readers();
     return 0;

@@ -16,7 +16,7 @@ from ondevice.bundle import descriptor
 from ondevice.codegen.descriptor import emit_descriptor
 from ondevice.codegen.link import archive, link_library, runtime_objects
 from ondevice.errors import RuntimeFailure, ToolchainError
-from ondevice.runtime import native
+from ondevice.runtime import native, profile
 from ondevice.runtime.native import (
     API_VERSION,
     ENDINGS,
@@ -66,6 +66,8 @@ def test_layout_is_that_of_c(tmp_path: Path) -> None:
         ("od_stop_string", native._StopString),
         ("od_token_logprobs", native._TokenLogprobs),
         ("od_stats", native._Stats),
+        ("od_profile_row", profile.Row),
+        ("od_profile_event", profile.Event),
     ],
 )
 def test_structs_of_the_binding_are_those_of_c(

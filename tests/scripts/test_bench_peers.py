@@ -115,15 +115,6 @@ def test_gguf_holds_the_checkpoint(load: Any, tmp_path: Path) -> None:
     assert norm.tensor_type == gguf.GGMLQuantizationType.F32 and set(norm.data) == {1.0}
 
 
-def test_ceilings_are_measured(load: Any, tmp_path: Path) -> None:
-    ceilings = load("peers.ceilings")
-    program = ceilings.compile_ceilings(tmp_path)
-    found = json.loads(subprocess.run([program, "0"], check=True, capture_output=True).stdout)
-    assert found["threads"] == 1
-    assert found["dram_gb_per_s"] > 0 and found["cached_gb_per_s"] > 0
-    assert found["int8_gop_per_s"] > 0 or found["instruction"] == "none"
-
-
 def test_nothing_is_missing_but_named(tmp_path: Path) -> None:
     """Without a network or a cache the script still ends well and says what it lacks."""
     options = ["--models", "smollm2", "--only", "ondevice", "--rounds", "1"]

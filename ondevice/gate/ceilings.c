@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,6 +26,7 @@ typedef struct {
     const uint64_t *data;
     size_t words;   // of `data`, 0: multiply instead
     long rounds;    // passes over `data`, or steps of the multiplication
+    int matrices;   // multiply with the matrix unit
     uint64_t sum;   // keeps the work from being removed
     double ops;     // multiplications and additions done
     double began_s, ended_s;
@@ -102,6 +105,38 @@ static void multiply(Work *work) {
 #endif
 }
 
+// The same on the matrix unit: 16 x 64 by 64 x 16 products into each of four tiles.
+#if defined(__AMX_INT8__) && defined(__linux__)
+#define MATRIX_INSTRUCTION "AMX"
+static int matrices_permitted(void) {
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0; // ARCH_REQ_XCOMP_PERM, tile data
+}
+
+static void multiply_matrices(Work *work) {
+    static const _Alignas(64) int8_t ones[16 * 64] = {1};
+    _Alignas(64) uint8_t shape[64] = {1};
+    for (int i = 0; i < 6; i++) {
+        shape[16 + 2 * i] = 64; // bytes of a row
+        shape[48 + i] = 16;     // rows
+    }
+    _tile_loadconfig(shape);
+    _tile_loadd(4, ones, 64);
+    _tile_loadd(5, ones, 64);
+    for (long i = 0; i < work->rounds; i++) {
+        _tile_dpbssd(0, 4, 5);
+        _tile_dpbssd(1, 4, 5);
+        _tile_dpbssd(2, 4, 5);
+        _tile_dpbssd(3, 4, 5);
+    }
+    _tile_release();
+    work->ops = 2.0 * 16 * 16 * 64 * 4 * (double)work->rounds;
+}
+#else
+#define MATRIX_INSTRUCTION "none"
+static int matrices_permitted(void) { return 0; }
+static void multiply_matrices(Work *work) { (void)work; }
+#endif
+
 static void *run(void *argument) {
     Work *work = argument;
     cpu_set_t cpus;
@@ -110,7 +145,9 @@ static void *run(void *argument) {
     sched_setaffinity(0, sizeof cpus, &cpus);
     pthread_barrier_wait(&together);
     work->began_s = seconds();
-    if (work->words == 0)
+    if (work->words == 0 && work->matrices)
+        multiply_matrices(work);
+    else if (work->words == 0)
         multiply(work);
     else
         for (long i = 0; i < work->rounds; i++)
@@ -147,11 +184,12 @@ static double read_gb_per_s(Work *works, int threads, size_t bytes_each, long ro
     return (double)bytes_each * (double)rounds * threads / best(works, threads) / 1e9;
 }
 
-static double multiply_gop_per_s(Work *works, int threads) {
+static double multiply_gop_per_s(Work *works, int threads, int matrices) {
     double ops = 0;
     for (int t = 0; t < threads; t++) {
         works[t].words = 0;
-        works[t].rounds = 4000000;
+        works[t].rounds = matrices ? 400000 : 4000000;
+        works[t].matrices = matrices;
     }
     double elapsed = best(works, threads);
     for (int t = 0; t < threads; t++)
@@ -177,6 +215,10 @@ int main(int count, char **arguments) {
     printf("{\"threads\": %d, \"instruction\": \"%s\"", threads, INSTRUCTION);
     printf(", \"dram_gb_per_s\": %.1f", read_gb_per_s(works, threads, BIG, 1));
     printf(", \"cached_gb_per_s\": %.1f", read_gb_per_s(works, threads, CACHED, 16));
-    printf(", \"int8_gop_per_s\": %.0f}\n", multiply_gop_per_s(works, threads));
+    printf(", \"int8_gop_per_s\": %.0f", multiply_gop_per_s(works, threads, 0));
+    int permitted = matrices_permitted();
+    printf(", \"matrix_instruction\": \"%s\"", permitted ? MATRIX_INSTRUCTION : "none");
+    printf(", \"matrix_gop_per_s\": %.0f}\n",
+           permitted ? multiply_gop_per_s(works, threads, 1) : 0.0);
     return 0;
 }
