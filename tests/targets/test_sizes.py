@@ -12,11 +12,13 @@ from types import ModuleType
 import pytest
 
 from ondevice import targets
-from ondevice.build import build
-from ondevice.bundle.program_text import parse_program
+from ondevice.build import rewrite
+from ondevice.checkpoint.open import open_checkpoint
 from ondevice.codegen.compile import compile_kernels, link_model
-from ondevice.debug import Dump
-from ondevice.lang.text import parse_kernel
+from ondevice.kernels import LIBRARY
+from ondevice.models import family_of
+from ondevice.passes.context import Context
+from ondevice.passes.schedule import schedule
 from ondevice.recipe import load_recipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "random_checkpoint.py"
@@ -50,14 +52,14 @@ def hollow(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize("scheme", ["int8_g32", "int4_g32"])
 @pytest.mark.parametrize("target", ["android-arm64"])
-def test_libmodel(target: str, scheme: str, hollow: Path, tmp_path: Path) -> None:
-    settings = [f"quant.default={scheme}"]
-    recipe = load_recipe(str(hollow), target=target, settings=settings)
-    dump = build(recipe, tmp_path / "none", Dump(tmp_path / "dump"), stop_after="schedule")
-    (table,) = dump.glob("*-program.txt")
-    program = parse_program(table.read_text())
-    texts = [(dump / "kernels" / f"{row.symbol}.kir").read_text() for row in program.kernels]
+def test_libmodel(target: str, scheme: str, hollow: Path) -> None:
+    recipe = load_recipe(str(hollow), target=target, settings=[f"quant.default={scheme}"])
     machine = targets.load(target)
-    variants = compile_kernels(program, [parse_kernel(text) for text in texts], machine)
+    with open_checkpoint(hollow) as checkpoint:
+        family = family_of(checkpoint.architecture)
+        planned = rewrite(family, family.parse_config(checkpoint.config), recipe, machine)
+    assert planned is not None
+    program, kernels = schedule(planned.graph, Context(machine, LIBRARY), planned.frame)
+    variants = compile_kernels(program, kernels, machine)
     size = len(link_model(program, variants, machine).library)
     assert size <= MOST_BYTES
