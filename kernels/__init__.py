@@ -39,7 +39,7 @@ from ondevice.quant.scheme import (
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
 INT_LIVE = (2, 2)  # dots, sums; codes as stored and as used
 INT_LIVE_ONE = (3, 2)  # and sums of minima
-FEW_ROWS = 8  # up to so many rows a smaller tile wastes less
+FEW_ROWS = ((2, 4), (4, 2), (8, 1))  # up to so many rows, so many blocks of weights at once
 ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("keys", 2), ("columns", 2))
 ATTENTION_TOKENS = 32  # more than any tile has
 ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself
@@ -242,15 +242,21 @@ ROWS = (
         (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("apart", False)),
         max_rows=1, holes=("epilogue",), live=INT_LIVE_ONE,
     ),
-    KernelDef(
-        "gemm_int_few", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
-        (("tile", ACTIVATION_TILE), ("strip", 4), ("tokens", 4), ("blocks", 1), ("apart", True)),
-        min_rows=2, max_rows=FEW_ROWS, holes=("epilogue",), live=INT_LIVE,
+    *(
+        KernelDef(
+            f"gemm_int_{most}", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
+            (
+                ("tile", ACTIVATION_TILE), ("strip", 4 // blocks), ("tokens", most),
+                ("blocks", blocks), ("apart", True),
+            ),
+            min_rows=most // 2 + 1, max_rows=most, holes=("epilogue",), live=INT_LIVE,
+        )
+        for most, blocks in FEW_ROWS
     ),
     KernelDef(
         "gemm_int", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
         (("tile", ACTIVATION_TILE), ("strip", 8), ("tokens", 8), ("blocks", 1), ("apart", True)),
-        min_rows=FEW_ROWS + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
+        min_rows=FEW_ROWS[-1][0] + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
     ),
     KernelDef(
         "gemm_int_tile", "matmul", matmul_int_tile, bind_matmul_tile,
