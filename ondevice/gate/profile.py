@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice import debug
-from ondevice.bundle.program import KV_BLOCK_TOKENS, Launch, Program, Space, WeightEntry
+from ondevice.bundle.program import (
+    KV_BLOCK_TOKENS,
+    KV_SPAN_TOKENS,
+    Launch,
+    Program,
+    Space,
+    WeightEntry,
+)
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.gate.bench import generate_s, prompt_s
@@ -39,12 +46,15 @@ class Step:
     depth: int
 
     def runs(self, launch: Launch) -> bool:
-        rows = launch.rows.evaluate(self.sizes)
-        return launch.min_rows <= rows <= launch.max_rows and launch.tasks.evaluate(self.sizes) > 0
+        sizes = self.sizes
+        rows = launch.min_rows <= launch.rows.evaluate(sizes) <= launch.max_rows
+        spans = launch.min_spans <= sizes["T"] <= launch.max_spans
+        return rows and spans and launch.tasks.evaluate(sizes) > 0
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"S": self.rows, "L": self.logits, "B": 1, "P": 0}
+        spans = -(-(self.depth + self.rows) // KV_SPAN_TOKENS)
+        return {"S": self.rows, "L": self.logits, "B": 1, "P": 0, "T": spans}
 
 
 @dataclass(frozen=True)

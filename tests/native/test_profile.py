@@ -15,8 +15,8 @@ from ondevice.runtime.profile import Profile
 from .conftest import OpenToy
 
 PROMPT = [i * 11 % 97 for i in range(70)]  # two steps, of 48 and 22 tokens
-# embed, one that never runs, write_kv, attend, project; then choosing a token
-EMBED, WRITE, ATTEND, PROJECT, CHOOSE = 0, 2, 3, 4, 5
+# embed, one that never runs, write_kv, two of other depths, attend, project; then choosing a token
+EMBED, WRITE, ATTEND, PROJECT, CHOOSE = 0, 2, 5, 6, 7
 
 
 def generate(engine: NativeEngine, count: int) -> list[int]:
