@@ -109,6 +109,7 @@ class Work(ctypes.Structure):
         ("chunks_until", c_uint32),
         ("tasks", c_int32),
         ("chunk", c_int32),
+        ("launch", c_int32),
         ("barrier", ctypes.c_bool),
         ("kernel", KERNEL),
         ("buffers", c_void_p),
