@@ -39,6 +39,7 @@ from ondevice.quant.scheme import (
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
 INT_LIVE = (2, 2)  # dots, sums; codes as stored and as used
 INT_LIVE_ONE = (3, 2)  # and sums of minima
+INT_SHARED = ("G", "NB", "ROW", "N")  # of weights: one code for all matrices of a scheme
 FEW_ROWS = ((2, 4), (4, 2), (8, 1))  # up to so many rows, so many blocks of weights at once
 ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("keys", 2), ("columns", 2))
 ATTENTION_TOKENS = 32  # more than any tile has
@@ -240,7 +241,7 @@ ROWS = (
     KernelDef(
         "gemv_int", "matmul", matmul_int, partial(bind_matmul_int, 1),
         (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("apart", False)),
-        max_rows=1, holes=("epilogue",), live=INT_LIVE_ONE,
+        max_rows=1, holes=("epilogue",), live=INT_LIVE_ONE, shared=INT_SHARED,
     ),
     *(
         KernelDef(
@@ -250,6 +251,7 @@ ROWS = (
                 ("blocks", blocks), ("apart", True),
             ),
             min_rows=most // 2 + 1, max_rows=most, holes=("epilogue",), live=INT_LIVE,
+            shared=INT_SHARED,
         )
         for most, blocks in FEW_ROWS
     ),
@@ -257,10 +259,11 @@ ROWS = (
         "gemm_int", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
         (("tile", ACTIVATION_TILE), ("strip", 8), ("tokens", 8), ("blocks", 1), ("apart", True)),
         min_rows=FEW_ROWS[-1][0] + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
+        shared=INT_SHARED,
     ),
     KernelDef(
         "gemm_int_tile", "matmul", matmul_int_tile, bind_matmul_tile,
-        (("strip", 8),), holes=("epilogue",), instead_of="gemm_int",
+        (("strip", 8),), holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED,
         needs=frozenset({"amx-tile", "amx-int8"}),
     ),
     KernelDef(

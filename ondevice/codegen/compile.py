@@ -40,16 +40,27 @@ def compile_kernels(
 ) -> list[CompiledVariant]:
     """Every kernel for every CPU variant of the target, the variants side by side.
 
-    A kernel comes as each variant computes it, in the target's order. `advance` hears of each
-    variant.
+    A kernel comes as each variant computes it, in the target's order; one that a variant computes
+    as its base does is compiled once. `advance` hears of each variant.
     """
+    places = {variant.name: place for place, variant in enumerate(target.cpu.variants)}
 
-    def compiled(place: int, variant: CpuVariant) -> CompiledVariant:
-        symbols = {row.symbol: f"{row.symbol}_{variant.name}" for row in program.kernels}
+    def owner(kernel: Sequence[Kernel], variant: CpuVariant) -> str:
+        """The variant whose code it is."""
+        same = variant.base and kernel[places[variant.base]] == kernel[places[variant.name]]
+        return variant.base if same else variant.name
+
+    def compiled(variant: CpuVariant) -> CompiledVariant:
+        owners = [owner(kernel, variant) for kernel in kernels]
+        symbols = {
+            row.symbol: f"{row.symbol}_{own}"
+            for row, own in zip(program.kernels, owners, strict=True)
+        }
         features = frozenset(variant.features)
         functions = [
-            print_function(kernel[place], symbol, features, f".text.{symbol}")
-            for kernel, symbol in zip(kernels, symbols.values(), strict=True)
+            print_function(kernel[places[own]], symbol, features, f".text.{symbol}")
+            for kernel, symbol, own in zip(kernels, symbols.values(), owners, strict=True)
+            if own == variant.name
         ]
         text = print_module(functions, target.triple)
         if dump:
@@ -60,7 +71,7 @@ def compile_kernels(
         return CompiledVariant(variant, symbols, data)
 
     with ThreadPoolExecutor(max_workers=len(target.cpu.variants)) as pool:
-        return list(pool.map(compiled, *zip(*enumerate(target.cpu.variants), strict=True)))
+        return list(pool.map(compiled, target.cpu.variants))
 
 
 @dataclass(frozen=True)

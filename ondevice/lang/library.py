@@ -66,6 +66,7 @@ class KernelDef:
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
     # The tile for a node and a number of registers of 16 lanes, where the kernel knows it itself.
     fit: Callable[[Node, Types, int], Attrs] | None = None
+    shared: tuple[str, ...] = ()  # static dims that are passed at run time: one code for many sizes
     needs: frozenset[str] = frozenset()
     instead_of: str = ""
 
@@ -135,7 +136,7 @@ def instantiate(
             _bind_dims(row.name, parameter, types[name].shape, dims)
             buffers.append(name)
     kernel = _specialized(
-        row.function, tuple(_static_or_alias(dims).items()), tuple(constants.items())
+        row.function, tuple(_static_or_alias(dims, row.shared).items()), tuple(constants.items())
     )
     values = {**dims, **{name: Extent.of(v) for name, v in binding.scalars.items()}}
     scalars = tuple(values[name] for name in kernel.scalars)
@@ -190,12 +191,17 @@ def _bind_dims(
             raise GraphError(f"{kernel}: {parameter.name} has size {size} where {dim}={expected}")
 
 
-def _static_or_alias(dims: Mapping[str, Extent]) -> dict[str, int | str]:
-    """Numbers for static sizes; equal run-time sizes share the first name, so also one scalar."""
+def _static_or_alias(dims: Mapping[str, Extent], shared: tuple[str, ...]) -> dict[str, int | str]:
+    """Numbers for static sizes, but for those that are `shared`.
+
+    Equal run-time sizes share the first name, so also one scalar.
+    """
     bound: dict[str, int | str] = {}
     first: dict[Extent, str] = {}
     for name, size in dims.items():
         static = size.static
+        if name in shared:
+            continue
         if static is not None:
             bound[name] = static
         elif first.setdefault(size, name) != name:

@@ -23,6 +23,7 @@ class CpuVariant:
     vector_bits: int  # the widest registers this variant may use
     vector_registers: int
     features: tuple[str, ...]
+    base: str = ""  # the variant whose code this one shares where it computes the same kernel
 
     def has(self, feature: str) -> bool:
         return feature in self.features
