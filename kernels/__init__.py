@@ -235,7 +235,7 @@ ROWS = (
     ),
     KernelDef(
         "quantize", "quantize", quantize_rows, partial(bind_quantize, ACTIVATION_TILE),
-        min_rows=2, holes=("prologue",), chunk=4,
+        min_rows=2, holes=("prologue",), chunk=ACTIVATION_TILE,  # no line has two writers
     ),
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
     KernelDef(
