@@ -106,6 +106,12 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before + text
 
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt. Python misses one that comes after it has looked for signals and
+        before it waits for a key, just behind the prompt; so give it the time."""
+        time.sleep(0.5)
+        self.type("\x03")
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()

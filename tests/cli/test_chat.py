@@ -110,14 +110,15 @@ def test_a_terminal(chat_bundle: Path, open_terminal: Callable[..., Any], tmp_pa
 def test_ctrl_c_twice_leaves(chat_bundle: Path, open_terminal: Callable[..., Any]) -> None:
     terminal = open_terminal("chat", chat_bundle)
     terminal.wait_for(">>> ")
-    terminal.type("half a li\x03")
+    terminal.type("half a li")
+    terminal.interrupt()
     assert "Ctrl-C again leaves" in terminal.wait_for(">>> ")
     terminal.type("/set seed=4\n")  # one in between: the next is the first again
     assert "Set: seed=4" in terminal.wait_for(">>> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.wait_for("Ctrl-C again leaves")
     terminal.wait_for(">>> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     assert terminal.process.wait(timeout=30) == 130
 
 
