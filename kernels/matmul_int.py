@@ -131,6 +131,51 @@ def add_minima(
 
 
 @inline
+def add_groups(
+    acc,
+    least,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    part,
+    *,
+    bits: int,
+    zero: int,
+    affine: bool,
+    tile: int,
+    tokens: int,
+    blocks: int,
+    apart: bool,
+):
+    """acc and least += all groups of `tokens` rows and `blocks` blocks of weights
+
+    The minima of affine weights are summed by themselves; `apart`, in a loop of their own.
+    """
+    for pair in range(0, G, 2):
+        for half in unroll(2):
+            g = pair + half
+            at = codes_at(g, bits=bits, affine=affine)
+            tail = scales_at(g, bits=bits, affine=affine)
+            dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
+            if zero != 0:
+                start_dots(dots, x, t, g, part, zero=zero, tile=tile, tokens=tokens, blocks=blocks)
+            add_dots(dots, x, w, t, b, g, part, at, bits=bits, tokens=tokens, blocks=blocks)
+            add_scaled(
+                acc, dots, x, w, t, b, g, part, tail,
+                affine=affine, tile=tile, tokens=tokens, blocks=blocks,
+            )  # fmt: skip
+            if affine and not apart:
+                add_minima(
+                    least, x, w, t, b, g, part, tail, tile=tile, tokens=tokens, blocks=blocks
+                )
+    if affine and apart:
+        for g in range(G):
+            tail = scales_at(g, bits=bits, affine=affine)
+            add_minima(least, x, w, t, b, g, part, tail, tile=tile, tokens=tokens, blocks=blocks)
+
+
+@inline
 def unpack_codes(codes, w: u8[NB, ROW], b, first, *, affine: bool, depth: int):
     """The codes of `depth` groups of 4 bits, a byte each, as a matrix unit wants them"""
     for i in unroll(depth):
@@ -194,7 +239,6 @@ def matmul_int(
     """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 32 (quantize_rows)
 
     A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time.
-    The minima of affine weights are summed by themselves; `apart`, in a loop of their own.
     """
     for strip_, t in parallel(ceildiv(NB, strip * blocks), T):
         for part in range(tile // tokens):
@@ -203,37 +247,10 @@ def matmul_int(
                     b = (strip_ * strip + row) * blocks
                     acc = registers(vec(0.0, 16), tokens, blocks)
                     least = registers(vec(0.0, 16), tokens, blocks)
-                    for pair in range(0, G, 2):
-                        for half in unroll(2):
-                            g = pair + half
-                            at = codes_at(g, bits=bits, affine=affine)
-                            tail = scales_at(g, bits=bits, affine=affine)
-                            dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
-                            if zero != 0:
-                                start_dots(
-                                    dots, x, t, g, part,
-                                    zero=zero, tile=tile, tokens=tokens, blocks=blocks,
-                                )  # fmt: skip
-                            add_dots(
-                                dots, x, w, t, b, g, part, at,
-                                bits=bits, tokens=tokens, blocks=blocks,
-                            )  # fmt: skip
-                            add_scaled(
-                                acc, dots, x, w, t, b, g, part, tail,
-                                affine=affine, tile=tile, tokens=tokens, blocks=blocks,
-                            )  # fmt: skip
-                            if affine and not apart:
-                                add_minima(
-                                    least, x, w, t, b, g, part, tail,
-                                    tile=tile, tokens=tokens, blocks=blocks,
-                                )  # fmt: skip
-                    if affine and apart:
-                        for g in range(G):
-                            tail = scales_at(g, bits=bits, affine=affine)
-                            add_minima(
-                                least, x, w, t, b, g, part, tail,
-                                tile=tile, tokens=tokens, blocks=blocks,
-                            )  # fmt: skip
+                    add_groups(
+                        acc, least, x, w, t, b, part, bits=bits, zero=zero, affine=affine,
+                        tile=tile, tokens=tokens, blocks=blocks, apart=apart,
+                    )  # fmt: skip
                     for m in unroll(tokens):
                         for r in unroll(blocks):
                             s = t * tile + part * tokens + m

@@ -8,9 +8,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from ondevice.codegen.emit import run_kernel
+from ondevice.codegen.emit import check_intrinsics, run_kernel
 from ondevice.codegen.llvm import print_function
-from ondevice.errors import KernelError
+from ondevice.errors import KernelError, ToolchainError
 from ondevice.lang import dot_tile, f32, i32, kernel, load, parallel, scratch, store, u8
 from ondevice.lang.specialize import specialize
 from ondevice.lang.text import parse_kernel, print_kernel
@@ -87,3 +87,9 @@ def test_text_parses_back() -> None:
 def test_refused(wrong: object, message: str) -> None:
     with pytest.raises(KernelError, match=message):
         specialize(wrong, {}, {})
+
+
+def test_a_cpu_without_the_unit_is_refused() -> None:
+    text = print_function(specialize(products, {}, {}), "k", MATRIX_UNIT - {"amx-int8"})
+    with pytest.raises(ToolchainError, match="without the feature amx-int8"):
+        check_intrinsics(text)
