@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,18 +20,12 @@ from ondevice.passes.context import Context
 from ondevice.passes.schedule import schedule
 from ondevice.recipe import load_recipe
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "random_checkpoint.py"
 MOST_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("random_checkpoint", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("random_checkpoint")
 
 
 @pytest.fixture(scope="module")
