@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from ondevice.errors import RuntimeFailure
+from ondevice.runtime.closes import Closes
 from ondevice.runtime.completion import (
     AssistantMessage,
     ChatCompletion,
@@ -130,7 +130,7 @@ class Completions:
             kept[0].close()
 
 
-class ChatStream:
+class ChatStream(Closes):
     """The chunks of an answer as they come; close it, or leave its `with` block, to cancel."""
 
     def __init__(
@@ -168,17 +168,6 @@ class ChatStream:
         """Cancel what is still to come; may be called twice."""
         self._first = None
         self._chunks.close()
-
-    def __enter__(self) -> ChatStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def complete(self) -> ChatCompletion:
         """Wait for all of it."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
+from ondevice.runtime.closes import Closes
 from ondevice.runtime.generation import Generation
 from ondevice.runtime.native import ConversationStats, NativeConversation, Status
 from ondevice.runtime.sampling import GREEDY, Sampling
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 
 
-class Conversation:
+class Conversation(Closes):
     """A text that grows: what was submitted and generated stays in the KV cache.
 
     One may be read by one thread at a time; any thread may close it.
@@ -134,17 +134,6 @@ class Conversation:
     def close(self) -> None:
         """Cancel what it generates and free its KV blocks; may be called twice."""
         self._native.close()
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):

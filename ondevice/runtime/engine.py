@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.read import Bundle, open_bundle
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.chat import Chat
+from ondevice.runtime.closes import Closes
 from ondevice.runtime.conversation import Conversation, Prompt
 from ondevice.runtime.native import EngineInfo, Library, NativeEngine, Status, model_descriptor
 from ondevice.runtime.profile import Profile
@@ -31,7 +31,7 @@ from ondevice.runtime.saved import restore_conversation
 from ondevice.runtime.tokenizer import Tokenizer, open_tokenizer
 
 
-class Engine:
+class Engine(Closes):
     """An open bundle.
 
     `threads` (None: ONDEVICE_THREADS, else one per core), `conversations` open at the same time,
@@ -144,14 +144,3 @@ class Engine:
         """Stop all generation, join the threads and free the memory; may be called twice."""
         self._native.close()
         self.tokenizer.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_int32, c_int64
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.runtime.closes import Closes
 from ondevice.runtime.native import NativeEngine, Status
 
 _PLACE = [("launch", c_int32), ("worker", c_int32)]
@@ -28,7 +28,7 @@ class Event(ctypes.Structure):
     _fields_ = [*_PLACE, *((name, c_int64) for name in ("chunks", *_TIMES))]
 
 
-class Profile:
+class Profile(Closes):
     """Counts from when it is opened until it is closed; one at a time in an engine.
 
     `events` runs of each worker are kept, the last ones. Opening and reading raise RuntimeFailure
@@ -50,17 +50,6 @@ class Profile:
     def close(self) -> None:
         """Count no more; closing twice, or after the engine, is allowed."""
         self._call("stop", passing=(Status.CLOSED, Status.FORKED))
-
-    def __enter__(self) -> Profile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self, name: str, kind: type[ctypes.Structure]) -> NDArray[np.void]:
         count = c_int64()
