@@ -273,10 +273,6 @@ class WeightsFile:
                 self._buffer += flat[start : start + CHUNK_BYTES]
                 self._drain(CHUNK_BYTES)
 
-    def pad_to(self, offset: int) -> None:
-        """Append zeros up to `offset`, at most one chunk of them."""
-        self.write(bytes(offset - self._taken))
-
     def complete(self) -> None:
         """Write what is left and check the length."""
         if self._taken != self.data_bytes:

@@ -34,7 +34,6 @@ SMALL = (
 )
 NEEDED = ("config.json", "tokenizer.json")
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-HASHED_BYTES = 1 << 20
 
 Accept = Callable[[Mapping[str, Any]], object]
 
