@@ -218,6 +218,7 @@ void od_batch_run(od_core *engine) {
     void *const buffers[] = {engine};
     od_work work = {.tasks = engine->share_count, .chunk = 1, .launch = model->launch_count,
                     .kernel = finish_shares, .buffers = buffers};
+    od_threads_prepare(engine->threads, &work, 1);
     if (engine->step_logits > 0) od_threads_run(engine->threads, &work, 1);
     if (engine->step_rows == engine->step_generating + engine->draft_rows)
         od_step_measured(&engine->costs, engine->step_rows, od_now_ns() - started_ns);

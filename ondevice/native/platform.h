@@ -56,6 +56,8 @@ typedef struct od_lock {
 void od_lock_acquire(od_lock *lock);
 void od_lock_release(od_lock *lock);
 
+void od_pause(void); /* what a spinning thread does between two looks */
+
 /* A number that threads wait on. Waiting spins first: a sleep costs more than most waits. */
 typedef struct od_event {
     _Atomic uint32_t value;

@@ -49,11 +49,11 @@ void od_profile_add(od_profile *profile, const od_run *run) {
     od_profile_row *row = &own->rows[run->launch];
     row->launch = run->launch;
     row->worker = run->worker;
-    row->runs++;
+    row->runs += !run->stolen;
     row->chunks += run->chunks;
     row->busy_ns += run->end - run->begin;
     row->wait_ns += run->begin - run->arrived;
-    if (profile->most > 0) own->kept[own->event_count++ % profile->most] = *run;
+    if (profile->most > 0 && !run->stolen) own->kept[own->event_count++ % profile->most] = *run;
 }
 
 /* How long a tick is shows when some have passed. */

@@ -11,6 +11,7 @@ typedef struct od_profile od_profile;
 typedef struct od_run {
     int32_t launch;
     int32_t worker;
+    bool stolen; /* of another's share, while this worker waited at a later launch */
     int64_t chunks;
     int64_t arrived;
     int64_t begin;

@@ -212,7 +212,7 @@ static void plan_launch(od_program *program, const od_launch *launch, int32_t ta
 
 /* Sizes change from step to step while a prompt is read and hardly ever while tokens are
  * generated, so the plan is kept until they do. */
-static void plan(od_program *program, const od_sizes *sizes) {
+static void plan(od_program *program, const od_threads *threads, const od_sizes *sizes) {
     const od_model *model = program->model;
     if (memcmp(&program->planned, sizes, sizeof *sizes) == 0) return;
     program->planned = *sizes;
@@ -229,6 +229,7 @@ static void plan(od_program *program, const od_sizes *sizes) {
         plan_launch(program, launch, (int32_t)tasks, barrier);
         barrier = false;
     }
+    od_threads_prepare(threads, program->work, program->work_count);
 }
 
 void od_program_run(od_program *program, od_threads *threads, int32_t s, int32_t l, int32_t b) {
@@ -237,6 +238,6 @@ void od_program_run(od_program *program, od_threads *threads, int32_t s, int32_t
     for (int32_t i = 0; i < s; i++)
         if (positions[i] > deepest) deepest = positions[i];
     od_sizes sizes = {s, l, b, program->largest.p, spans_for(deepest + 1)};
-    plan(program, &sizes);
+    plan(program, threads, &sizes);
     od_threads_run(threads, program->work, program->work_count);
 }

@@ -11,7 +11,7 @@ void od_lock_release(od_lock *lock) {
     if (atomic_exchange(&lock->state, 0) == 2) od_futex_wake_all(&lock->state);
 }
 
-static void pause_core(void) {
+void od_pause(void) {
 #if defined(__x86_64__)
     __asm__ volatile("pause");
 #elif defined(__aarch64__)
@@ -22,7 +22,7 @@ static void pause_core(void) {
 void od_event_wait(od_event *event, uint32_t seen, int32_t spins, int64_t deadline_ns) {
     for (; spins > 0; spins--) {
         if (atomic_load_explicit(&event->value, memory_order_acquire) != seen) return;
-        pause_core();
+        od_pause();
     }
     int64_t left_ns = -1;
     if (deadline_ns >= 0) {

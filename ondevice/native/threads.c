@@ -1,10 +1,24 @@
-/* Every worker walks the whole list. Chunks are claimed from a counter of each work, so a slow core
- * takes fewer; what a barrier waits for is finished chunks, not arriving workers, so a worker that
- * the system has put aside delays nobody unless it holds a chunk. */
+/* Every worker walks the whole list and has a share of each work that it claims bit by bit. Who has
+ * to wait takes from the shares of others, so a slow core does less; what a barrier waits for is
+ * finished chunks, not arriving workers, so a worker that the system has put aside delays nobody
+ * unless it is inside a kernel.
+ *
+ * While all keep pace nobody writes to a line that others write to: a claim is an atomic operation
+ * on a line of the worker's own, and what it has finished is told by a plain store. */
 #include "threads.h"
 
+enum {
+    LINE_BYTES = 128,       /* lines are fetched in pairs */
+    SPINS = 2000,           /* before a sleep, which costs more than most waits */
+    PATIENCE = 16,          /* spins before looking for others' work: a bit late is not slow */
+    PARTS = 8,              /* a claim takes at most this part of what is left */
+    LONGEST_SLEEP_NS = 500000,
+};
+
 typedef struct worker {
-    od_threads *threads;
+    _Alignas(LINE_BYTES) _Atomic uint64_t cursor; /* what is left of its shares: see claim */
+    _Alignas(LINE_BYTES) _Atomic uint32_t finished; /* chunks that it has run, from any share */
+    _Alignas(LINE_BYTES) od_threads *threads;
     int32_t number;
     od_thread thread;
     void *scratch;
@@ -17,10 +31,11 @@ typedef struct worker {
 
 struct od_threads {
     od_event gate;
-    od_event done; /* chunks finished of the current list */
-    _Atomic bool closing;
-    od_work *work;
+    _Alignas(LINE_BYTES) od_event done; /* advanced for those that sleep at a barrier */
+    _Alignas(LINE_BYTES) _Atomic bool closing;
+    const od_work *work;
     int32_t work_count;
+    uint32_t chunks; /* of the whole list */
     int32_t count;
     int32_t spins;
     od_profile *profile;
@@ -29,55 +44,136 @@ struct od_threads {
     worker workers[OD_MAX_THREADS];
 };
 
-static void wait_until_done(od_threads *threads, uint32_t chunks) {
-    uint32_t done;
-    while ((done = atomic_load_explicit(&threads->done.value, memory_order_acquire)) < chunks)
-        od_event_wait(&threads->done, done, threads->spins, -1);
+/* ---- claims ---- */
+
+/* Chunks of one work that one worker runs. */
+typedef struct piece {
+    const od_work *work;
+    uint32_t first;
+    uint32_t count;
+} piece;
+
+/* The share of worker `number`. */
+static piece share_of(const od_threads *threads, const od_work *work, int32_t number) {
+    uint32_t place = (uint32_t)number, workers = (uint32_t)threads->count;
+    place = place >= work->first_extra ? place - work->first_extra
+                                       : place + workers - work->first_extra;
+    uint32_t extra = place < work->extra ? place : work->extra;
+    return (piece){work, place * work->share + extra, work->share + (place < work->extra)};
 }
 
-/* Returns how many this worker has run. */
-static int64_t run_chunks(od_threads *threads, od_work *work, void *scratch) {
-    uint32_t claimed;
-    int64_t count = 0;
-    while ((claimed = atomic_fetch_add_explicit(&work->next, 1, memory_order_relaxed)) <
-           work->chunks) {
-        int32_t begin = (int32_t)claimed * work->chunk;
-        int32_t left = work->tasks - begin;
-        int32_t end = begin + (left < work->chunk ? left : work->chunk);
-        work->kernel(work->buffers, work->scalars, begin, end, scratch);
-        if (atomic_fetch_add(&threads->done.value, 1) + 1 == work->chunks_until)
-            od_event_wake(&threads->done);
-        count++;
-    }
-    return count;
-}
-
-static void walk_measured(od_threads *threads, const worker *self) {
-    int64_t now = od_ticks();
-    for (int32_t i = 0; i < threads->work_count; i++) {
-        od_work *work = &threads->work[i];
-        od_run run = {.launch = work->launch, .worker = self->number,
-                      .arrived = now, .begin = now};
-        if (work->barrier) {
-            wait_until_done(threads, work->chunks_before);
-            run.begin = od_ticks();
+/* Claim some of what is left of a worker's shares in the works before `end`. The cursor has the
+ * number of a work in its upper half, and how much of that share is taken in the lower. */
+static bool claim(const od_threads *threads, worker *owner, int32_t end, piece *claimed) {
+    uint64_t cursor = atomic_load_explicit(&owner->cursor, memory_order_relaxed), next;
+    do {
+        int32_t i = (int32_t)(cursor >> 32);
+        uint32_t taken = (uint32_t)cursor;
+        for (;; i++, taken = 0) {
+            if (i >= end) return false;
+            *claimed = share_of(threads, &threads->work[i], owner->number);
+            if (taken < claimed->count) break;
         }
-        run.chunks = run_chunks(threads, work, self->scratch);
-        now = run.end = od_ticks();
-        od_profile_add(threads->profile, &run);
-    }
+        uint32_t left = claimed->count - taken;
+        claimed->first += taken;
+        claimed->count = left < PARTS ? 1 : left / PARTS;
+        next = (uint64_t)i << 32 | (taken + claimed->count);
+    } while (!atomic_compare_exchange_weak_explicit(&owner->cursor, &cursor, next,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return true;
 }
 
-static void walk(od_threads *threads, const worker *self) {
-    if (threads->profile != NULL) {
-        walk_measured(threads, self);
-        return;
+static bool claim_from_others(od_threads *threads, const worker *self, int32_t end,
+                              piece *claimed) {
+    for (int32_t i = 1; i < threads->count; i++) {
+        int32_t other = self->number + i;
+        if (other >= threads->count) other -= threads->count;
+        if (claim(threads, &threads->workers[other], end, claimed)) return true;
     }
+    return false;
+}
+
+static void run_piece(od_threads *threads, worker *self, const piece *claimed) {
+    const od_work *work = claimed->work;
+    int64_t begin = (int64_t)claimed->first * work->chunk;
+    int64_t end = begin + (int64_t)claimed->count * work->chunk;
+    if (end > work->tasks) end = work->tasks;
+    work->kernel(work->buffers, work->scalars, (int32_t)begin, (int32_t)end, self->scratch);
+    uint32_t finished = atomic_load_explicit(&self->finished, memory_order_relaxed);
+    finished += claimed->count;
+    atomic_store_explicit(&self->finished, finished, memory_order_release);
+    if (atomic_load_explicit(&threads->done.sleepers, memory_order_relaxed) != 0)
+        od_event_advance(&threads->done);
+}
+
+/* ---- barriers ---- */
+
+static uint32_t count_finished(const od_threads *threads) {
+    uint32_t sum = 0;
+    for (int32_t i = 0; i < threads->count; i++)
+        sum += atomic_load_explicit(&threads->workers[i].finished, memory_order_acquire);
+    return sum;
+}
+
+/* Who finishes a chunk looks for sleepers without a fence between the two, which every barrier
+ * would pay for. So it may miss one that is just falling asleep, and no sleep is long. */
+static void sleep_at_barrier(od_threads *threads, uint32_t chunks) {
+    uint32_t seen = atomic_load(&threads->done.value);
+    atomic_fetch_add(&threads->done.sleepers, 1);
+    if (count_finished(threads) < chunks)
+        od_futex_wait(&threads->done.value, seen, LONGEST_SLEEP_NS);
+    atomic_fetch_sub(&threads->done.sleepers, 1);
+}
+
+/* Run what another had not begun; returns the ticks that it took. */
+static int64_t run_stolen(od_threads *threads, worker *self, const piece *claimed) {
+    int64_t begin = od_ticks();
+    run_piece(threads, self, claimed);
+    od_run run = {.launch = claimed->work->launch, .worker = self->number, .stolen = true,
+                  .chunks = claimed->count, .arrived = begin, .begin = begin, .end = od_ticks()};
+    if (threads->profile != NULL) od_profile_add(threads->profile, &run);
+    return run.end - begin;
+}
+
+/* Return when `chunks` have finished, which are those of the works before `end`. Until then do what
+ * others have not begun; returns the ticks that this took. */
+static int64_t wait_until_finished(od_threads *threads, worker *self, uint32_t chunks,
+                                   int32_t end) {
+    int64_t stolen_ticks = 0;
+    piece found;
+    for (int32_t spins = 1; count_finished(threads) < chunks; spins++) {
+        if ((spins % PATIENCE == 0 || spins > threads->spins) &&
+            claim_from_others(threads, self, end, &found)) {
+            stolen_ticks += run_stolen(threads, self, &found);
+            spins = 0;
+        } else if (spins <= threads->spins) {
+            od_pause();
+        } else {
+            sleep_at_barrier(threads, chunks);
+        }
+    }
+    return stolen_ticks;
+}
+
+/* ---- walking ---- */
+
+static void walk(od_threads *threads, worker *self) {
+    od_profile *profile = threads->profile;
+    int64_t now = profile == NULL ? 0 : od_ticks();
     for (int32_t i = 0; i < threads->work_count; i++) {
-        od_work *work = &threads->work[i];
-        if (work->barrier) wait_until_done(threads, work->chunks_before);
-        run_chunks(threads, work, self->scratch);
+        const od_work *work = &threads->work[i];
+        od_run run = {.launch = work->launch, .worker = self->number, .arrived = now, .begin = now};
+        if (work->barrier) {
+            run.arrived += wait_until_finished(threads, self, work->chunks_before, i);
+            if (profile != NULL) run.begin = od_ticks();
+        }
+        for (piece own; claim(threads, self, i + 1, &own); run.chunks += own.count)
+            run_piece(threads, self, &own);
+        if (profile == NULL) continue;
+        now = run.end = od_ticks();
+        od_profile_add(profile, &run);
     }
+    wait_until_finished(threads, self, threads->chunks, threads->work_count);
 }
 
 static void worker_main(void *argument) {
@@ -99,34 +195,40 @@ static void worker_main(void *argument) {
     }
 }
 
-/* Count chunks up to every barrier. */
-static uint32_t prepare(od_work *work, int32_t count) {
-    uint32_t total = 0;
-    int32_t group = 0;
+void od_threads_prepare(const od_threads *threads, od_work *work, int32_t count) {
+    uint32_t total = 0, first_extra = 0, workers = (uint32_t)threads->count;
     for (int32_t i = 0; i < count; i++) {
-        work[i].chunks = (uint32_t)((work[i].tasks - 1) / work[i].chunk + 1);
-        if (work[i].tasks <= 0) work[i].chunks = 0;
-        atomic_store_explicit(&work[i].next, 0, memory_order_relaxed);
-        if (work[i].barrier)
-            for (; group < i; group++) work[group].chunks_until = total;
+        int32_t tasks = work[i].tasks;
+        uint32_t chunks = tasks <= 0 ? 0 : (uint32_t)((tasks - 1) / work[i].chunk + 1);
+        if (work[i].barrier) first_extra = 0; /* a lone chunk stays where the last one was */
         work[i].chunks_before = total;
-        total += work[i].chunks;
+        work[i].share = chunks / workers;
+        work[i].extra = chunks % workers;
+        work[i].first_extra = first_extra;
+        first_extra = (first_extra + work[i].extra) % workers;
+        total += chunks;
     }
-    for (; group < count; group++) work[group].chunks_until = total;
-    return total;
 }
 
-void od_threads_run(od_threads *threads, od_work *work, int32_t count) {
-    uint32_t total = prepare(work, count);
+void od_threads_run(od_threads *threads, const od_work *work, int32_t count) {
+    if (count == 0) return;
+    const od_work *last = &work[count - 1];
     threads->work = work;
     threads->work_count = count;
-    atomic_store(&threads->done.value, 0);
+    threads->chunks = last->chunks_before + last->share * (uint32_t)threads->count + last->extra;
+    for (int32_t i = 0; i < threads->count; i++) {
+        atomic_store_explicit(&threads->workers[i].cursor, 0, memory_order_relaxed);
+        atomic_store_explicit(&threads->workers[i].finished, 0, memory_order_relaxed);
+    }
+    if (threads->count == 1 || threads->chunks == 1) { /* nobody else is needed */
+        walk(threads, &threads->workers[0]);
+        return;
+    }
     /* Nobody is inside a closed gate, so this may simply be stored over. */
     uint32_t number = atomic_load(&threads->gate.value) / GATE_NUMBER + 1;
     atomic_store(&threads->gate.value, number * GATE_NUMBER | GATE_OPEN);
     od_event_wake(&threads->gate);
     walk(threads, &threads->workers[0]);
-    wait_until_done(threads, total);
     atomic_fetch_and(&threads->gate.value, ~GATE_OPEN);
     uint32_t gate;
     while (((gate = atomic_load(&threads->gate.value)) & GATE_INSIDE) != 0)
@@ -137,7 +239,7 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
     od_threads *threads = od_reserve(sizeof *threads);
     if (threads == NULL) return NULL;
     /* With more threads than cores, who spins keeps a core from who has the work. */
-    threads->spins = count <= od_core_count() ? 2000 : 0;
+    threads->spins = count <= od_core_count() ? SPINS : 0;
     size_t stride = ((size_t)scratch_bytes + 4095) / 4096 * 4096 + 64;
     threads->scratch_bytes = stride * (size_t)count;
     threads->scratch = od_reserve(threads->scratch_bytes);

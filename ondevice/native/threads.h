@@ -8,12 +8,8 @@
 
 #define OD_MAX_THREADS 128
 
-/* Tasks [0, tasks) of one kernel, claimed `chunk` at a time. A line of its own, for `next`. */
+/* Tasks [0, tasks) of one kernel, claimed in multiples of `chunk`. Nobody writes to it while it runs. */
 typedef struct od_work {
-    _Alignas(64) _Atomic uint32_t next; /* the next chunk to claim */
-    uint32_t chunks;
-    uint32_t chunks_before; /* of all earlier work */
-    uint32_t chunks_until;  /* of all work up to the next barrier */
     int32_t tasks;
     int32_t chunk;
     int32_t launch; /* as profiles call it */
@@ -21,6 +17,12 @@ typedef struct od_work {
     od_kernel kernel;
     void *const *buffers;
     const int32_t *scalars;
+    /* Filled in by od_threads_prepare. Each worker has `share` chunks, and `extra` of them, from
+     * number `first_extra` on, one more. */
+    uint32_t chunks_before; /* of all earlier work */
+    uint32_t share;
+    uint32_t extra;
+    uint32_t first_extra;
 } od_work;
 
 typedef struct od_threads od_threads;
@@ -32,7 +34,10 @@ void od_threads_close(od_threads *threads);
 /* Count what lists of work take from now on; NULL: do not. Nothing runs meanwhile. */
 void od_threads_profile(od_threads *threads, od_profile *profile);
 
-/* Run `work` (next, chunks, chunks_before and chunks_until are filled in here) to the end. */
-void od_threads_run(od_threads *threads, od_work *work, int32_t count);
+/* Divide a list of work among the workers; once, for as many runs as there are. */
+void od_threads_prepare(const od_threads *threads, od_work *work, int32_t count);
+
+/* Run a prepared list to the end. */
+void od_threads_run(od_threads *threads, const od_work *work, int32_t count);
 
 #endif

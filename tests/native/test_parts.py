@@ -26,6 +26,7 @@ def library(internals: Path) -> ctypes.CDLL:
     library.od_threads_open.restype = c_void_p
     library.od_threads_open.argtypes = [c_int32, c_int64]
     library.od_threads_close.argtypes = [c_void_p]
+    library.od_threads_prepare.argtypes = [c_void_p, c_void_p, c_int32]
     library.od_threads_run.argtypes = [c_void_p, c_void_p, c_int32]
     return library
 
@@ -103,10 +104,6 @@ KERNEL = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
 
 class Work(ctypes.Structure):
     _fields_ = [
-        ("next", c_uint32),
-        ("chunks", c_uint32),
-        ("chunks_before", c_uint32),
-        ("chunks_until", c_uint32),
         ("tasks", c_int32),
         ("chunk", c_int32),
         ("launch", c_int32),
@@ -114,7 +111,7 @@ class Work(ctypes.Structure):
         ("kernel", KERNEL),
         ("buffers", c_void_p),
         ("scalars", c_void_p),
-        ("padding", ctypes.c_uint8 * 8),
+        ("prepared", c_uint32 * 4),
     ]
 
 
@@ -130,15 +127,13 @@ def test_every_task_runs_once_and_barriers_hold(threads: int, library: ctypes.CD
 
         return KERNEL(run)
 
-    assert ctypes.sizeof(Work) == 64
-    memory = (Work * (len(shapes) + 1))()
-    start = -ctypes.addressof(memory) % 64
-    work = (Work * len(shapes)).from_buffer(memory, start)
+    work = (Work * len(shapes))()
     for i, (tasks, chunk, barrier) in enumerate(shapes):
         work[i].tasks, work[i].chunk, work[i].barrier = tasks, chunk, bool(barrier)
         work[i].kernel = kernel(i)
     group = np.cumsum([barrier for _, _, barrier in shapes])
     pool = library.od_threads_open(threads, 100)
+    library.od_threads_prepare(pool, ctypes.addressof(work), len(shapes))
     for _ in range(20):
         ran.clear()
         library.od_threads_run(pool, ctypes.addressof(work), len(shapes))
