@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from ondevice.dims import Extent
-from ondevice.dtypes import f16, f32
+from ondevice.dtypes import DType, f16, f32, i8
 from ondevice.graph.graph import Attrs, Node
 from ondevice.graph.ops import ACTIVATIONS
 from ondevice.kernels.attention import (
@@ -17,10 +17,10 @@ from ondevice.kernels.attention import (
     attention_join,
     attention_parts,
     attention_tile,
-    kv_write,
 )
 from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normalize, silu
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
+from ondevice.kernels.kv_write import kv_write
 from ondevice.kernels.matmul import matmul_float
 from ondevice.kernels.matmul_int import matmul_dequant, matmul_int, matmul_int_tile
 from ondevice.kernels.norm import rms_scale, rmsnorm
@@ -41,7 +41,7 @@ INT_LIVE = (2, 2)  # dots, sums; codes as stored and as used
 INT_LIVE_ONE = (3, 2)  # and sums of minima
 INT_SHARED = ("G", "NB", "ROW", "N")  # of weights: one code for all matrices of a scheme
 FEW_ROWS = ((2, 4), (4, 2), (8, 1))  # up to so many rows, so many blocks of weights at once
-ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("keys", 2), ("columns", 2))
+ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("rows", 1), ("keys", 2), ("columns", 2))
 ATTENTION_TOKENS = 32  # more than any tile has
 ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself
 GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
@@ -156,6 +156,11 @@ def bind_pairwise(node: Node, types: Types) -> Binding:
     return Binding(tuple(by_head(name, types, heads) for name in names))
 
 
+def kv_coding(kv: str, types: Types) -> dict[str, DType | bool]:
+    """What a kernel must know of the elements of the KV pool."""
+    return {"KV": types[kv].dtype, "scaled": types[kv].dtype == i8}
+
+
 def bind_kv_write(node: Node, types: Types) -> Binding:
     kv, k, v, *addressing = node.inputs
     kv_heads = types[kv].shape[3].static or 0
@@ -165,7 +170,7 @@ def bind_kv_write(node: Node, types: Types) -> Binding:
         by_head(v, types, kv_heads),
         *(View(name, types[name].shape) for name in addressing),
     )
-    constants = {"KV": types[kv].dtype, "staged": bool(node.prologue)}
+    constants = {**kv_coding(kv, types), "staged": bool(node.prologue)}
     return Binding(views, constants, {"layer": int(node.attr("layer"))})
 
 
@@ -180,7 +185,7 @@ def bind_attention(node: Node, types: Types) -> Binding:
         by_head(node.output.name, types, heads),
     )
     constants = {
-        "KV": types[kv].dtype,
+        **kv_coding(kv, types),
         "scale": float(node.attr("scale")),
         "staged": bool(node.prologue),
     }
@@ -208,10 +213,10 @@ def bind_attention_join(node: Node, types: Types) -> Binding:
     return Binding((by_span(parts, types, node), View(positions, types[positions].shape), y))
 
 
-def fit_attention(tokens: int, node: Node, types: Types, room: int) -> Attrs:
+def fit_attention(tokens: int, node: Node, types: Types, room: int, least: int) -> Attrs:
     """Tiles of up to so many tokens."""
     shared = int(node.attr("heads")) // int(node.attr("kv_heads"))
-    tile = attention_tile(shared, int(node.attr("head_dim")), room, tokens)
+    tile = attention_tile(shared, int(node.attr("head_dim")), room, least, tokens)
     return tuple(tile.items())
 
 
@@ -295,13 +300,13 @@ ROWS = (
     ),
     KernelDef(
         "attention_joined_tiles", "attention_joined", attention, bind_attention,
-        (("tokens", 4), *ATTENTION_TILE[1:]),
+        (("tokens", 4), ("heads", 1), ("rows", 4), *ATTENTION_TILE[3:]),
         min_rows=ATTENTION_ROWS + 1, holes=("pairs",),
         fit=partial(fit_attention, ATTENTION_TOKENS),
     ),
     KernelDef(
         "attention_tiles", "attention", attention, bind_attention,
-        (("tokens", 4), *ATTENTION_TILE[1:]),
+        (("tokens", 4), ("heads", 1), ("rows", 4), *ATTENTION_TILE[3:]),
         min_rows=ATTENTION_ROWS + 1, holes=("pairs",), fit=partial(fit_attention, ATTENTION_TOKENS),
     ),
     *(

@@ -10,6 +10,7 @@ weight 0 exactly, so the bits of a row depend neither on its tile nor on who com
 from __future__ import annotations
 
 from ondevice.bundle.program import KV_SPAN_TOKENS
+from ondevice.kernels.kv_write import tile_scale
 from ondevice.kernels.rope import load_pairs
 from ondevice.lang import (
     DType,
@@ -27,6 +28,7 @@ from ondevice.lang import (
     load,
     low,
     parallel,
+    prefetch,
     reduce_add,
     reduce_max,
     registers,
@@ -39,42 +41,7 @@ from ondevice.lang import (
 from ondevice.lang.math import exp_below
 
 SPAN = KV_SPAN_TOKENS
-
-
-@kernel
-def kv_write(
-    kv: KV[P, LAYERS, 2, G, TILE],
-    k: f32[S, G, D],
-    v: f32[S, G, D],
-    positions: i32[S],
-    sequence: i32[S],
-    block_table: i32[B, W],
-    layer: index,
-    *,
-    KV: DType,
-    pairs: Inline,
-    staged: bool,
-):
-    """Stores the step's keys and values at their positions; rounds to the cache's dtype"""
-    key = scratch(f32, D)
-    for s, g in parallel(S, G):
-        position = index(positions[s])
-        block = index(block_table[index(sequence[s]), position // 32])
-        t = position % 32
-        if staged:
-            for d in range(0, D // 2, 16):
-                count = D // 2 - d
-                both = pairs(load_pairs(k, s, g, d, count), s, d, count)
-                store(key, d, low(both), count=count)
-                store(key, D // 2 + d, high(both), count=count)
-            for d in range(D):
-                kv[block, layer, 0, g, d * 32 + t] = cast(KV, key[d])
-        else:
-            for d in range(D):
-                kv[block, layer, 0, g, d * 32 + t] = cast(KV, k[s, g, d])
-        for d in range(0, D, 16):
-            value = cast(KV, load(v, s, g, d, lanes=16, count=D - d))
-            store(kv, block, layer, 1, g, t * D + d, value, count=D - d)
+TASK_HEADS = 16  # of one task at most
 
 
 @inline
@@ -94,37 +61,57 @@ def stage_query(queries, q: f32[S, H, D], m, s, h, *, pairs: Inline, staged: boo
 @inline
 def score_span(
     weights, peaks, queries, kv, block_table, row, layer, g, first, last, seen, step, vectors,
-    *, KV: DType, head_dim: int, rows: int, heads: int, keys: int,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, heads: int, keys: int, scaled: bool,
 ):  # fmt: skip
     """weights[m, t] = score of row m and position t of the span, -1e30 where the row sees none
 
     `keys` vectors of 16 positions at once. The span starts at block `first` of the conversation,
-    whose last is `last`; row m sees `seen` + m // heads * step of its positions.
+    whose last is `last`; row m sees `seen` + m // heads * step of its positions. Each pass over a
+    block fetches its part of what is read next: the following keys, in the end the first values.
     """
-    for m in range(rows):
+    for m in range(tiles * rows):
         store(peaks, m, 0, vec(-1e30, 16))
+    several = ceildiv(keys, 2)
+    halves = 2 if keys == 1 else 1
     for v in range(0, vectors, keys):
-        blocks = registers(index(0), ceildiv(keys, 2))
-        for i in unroll(ceildiv(keys, 2)):
-            blocks[i] = index(block_table[row, min(first + v // 2 + i, last)])
-        dots = registers(vec(0.0, 16), rows, keys)
-        for d in range(head_dim):
-            key = registers(vec(0.0, 16), keys)
-            for i in unroll(keys):
-                at = d * 32 + (i % 2 * 16 if keys > 1 else v % 2 * 16)
-                key[i] = cast(f32, load(kv, blocks[i // 2], layer, 0, g, at, lanes=16))
-            for m in unroll(rows):
-                query = vec(queries[m, d], 16)
+        here = first + v // 2
+        plane = index(0) if v + keys < vectors else index(1)
+        ahead = first + (v + keys) // 2 if v + keys < vectors else first
+        blocks = registers(index(0), several)
+        following = registers(index(0), several)
+        for i in unroll(several):
+            blocks[i] = index(block_table[row, min(here + i, last)])
+            following[i] = index(block_table[row, min(ahead + i, last)])
+        for tile in range(tiles):
+            part = (tile * halves + v % halves) * head_dim
+            dots = registers(vec(0.0, 16), rows, keys)
+            for d in range(head_dim):
+                for i in unroll(several):
+                    line = (part + d) * (32 // (tiles * halves))
+                    prefetch(kv, following[i], layer, plane, g, line)
+                key = registers(vec(0.0, 16), keys)
                 for i in unroll(keys):
-                    dots[m, i] = fma(query, key[i], dots[m, i])
-        for m in unroll(rows):
-            end = vec(cast(i32, seen + m // heads * step - v * 16), 16)
-            peak = load(peaks, m, 0, lanes=16)
-            for i in unroll(keys):
-                score = select(iota(16) + 16 * i < end, dots[m, i], vec(-1e30, 16))
-                store(weights, m, (v + i) * 16, score)
-                peak = max(peak, score)
-            store(peaks, m, 0, peak)
+                    at = d * 32 + (i % 2 * 16 if keys > 1 else v % 2 * 16)
+                    key[i] = cast(f32, load(kv, blocks[i // 2], layer, 0, g, at, lanes=16))
+                for m in unroll(rows):
+                    query = vec(queries[tile * rows + m, d], 16)
+                    for i in unroll(keys):
+                        dots[m, i] = fma(query, key[i], dots[m, i])
+            if scaled:
+                for i in unroll(keys):
+                    half = i % 2 if keys > 1 else v % 2
+                    unit = tile_scale(kv, blocks[i // 2], layer, 0, g, half, head_dim=head_dim)
+                    for m in unroll(rows):
+                        dots[m, i] = dots[m, i] * unit
+            for m in unroll(rows):
+                r = tile * rows + m
+                end = vec(cast(i32, seen + r // heads * step - v * 16), 16)
+                peak = load(peaks, r, 0, lanes=16)
+                for i in unroll(keys):
+                    score = select(iota(16) + 16 * i < end, dots[m, i], vec(-1e30, 16))
+                    store(weights, r, (v + i) * 16, score)
+                    peak = max(peak, score)
+                store(peaks, r, 0, peak)
 
 
 @inline
@@ -148,14 +135,18 @@ def weigh_span(weights, peaks, state, vectors, *, rows: int):
 
 @inline
 def add_values(
-    sums, state, weights, kv, block_table, row, layer, g, first, count, column,
-    *, KV: DType, head_dim: int, rows: int, columns: int, whole: bool,
+    fresh, weights, kv, block, layer, g, following, plane, next_g, b, count, column,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, columns: int, whole: bool,
 ):  # fmt: skip
-    """sums += weights . values of a span, `columns` vectors of 16 elements from `column` on"""
-    acc = registers(vec(0.0, 16), rows, columns)
-    for b in range(ceildiv(count, 32)):
-        block = index(block_table[row, first + b])
-        for t in range(min(32, count - b * 32)):
+    """fresh += weights . values of block b, `columns` vectors of 16 elements from `column` on"""
+    step = min(head_dim, columns * 16) // tiles
+    for tile in range(tiles):
+        acc = registers(vec(0.0, 16), rows, columns)
+        for m in unroll(rows):
+            for c in unroll(columns):
+                acc[m, c] = load(fresh, tile * rows + m, column + c * 16, lanes=16)
+        for t in range(count):
+            prefetch(kv, following, layer, plane, next_g, column * 32 + (tile * 32 + t) * step)
             value = registers(vec(0.0, 16), columns)
             for c in unroll(columns):
                 d = column + c * 16
@@ -163,15 +154,61 @@ def add_values(
                 left = 16 if whole else head_dim - d
                 value[c] = cast(f32, load(kv, block, layer, 1, g, at, lanes=16, count=left))
             for m in unroll(rows):
-                weight = vec(weights[m, b * 32 + t], 16)
+                weight = vec(weights[tile * rows + m, b * 32 + t], 16)
                 for c in unroll(columns):
                     acc[m, c] = fma(weight, value[c], acc[m, c])
-    for m in unroll(rows):
+        for m in unroll(rows):
+            for c in unroll(columns):
+                store(fresh, tile * rows + m, column + c * 16, acc[m, c])
+
+
+@inline
+def sum_values(
+    fresh, weights, kv, block_table, row, layer, g, first, count, after, after_g,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, columns: int, scaled: bool,
+):  # fmt: skip
+    """fresh = weights . values of a span; block `after` of head `after_g` has the next keys"""
+    for m in range(tiles * rows):
+        for d in range(0, head_dim, 16):
+            store(fresh, m, d, vec(0.0, 16))
+    wide = columns * 16
+    blocks = ceildiv(count, 32)
+    for b in range(blocks):
+        block = index(block_table[row, first + b])
+        following = index(block_table[row, first + b + 1 if b + 1 < blocks else after])
+        plane = index(1) if b + 1 < blocks else index(0)
+        next_g = g if b + 1 < blocks else after_g
+        left = min(32, count - b * 32)
+        if scaled:
+            for half in unroll(2):
+                unit = tile_scale(kv, block, layer, 1, g, half, head_dim=head_dim)
+                for m in range(tiles * rows):
+                    at = b * 32 + half * 16
+                    store(weights, m, at, load(weights, m, at, lanes=16) * unit)
+        for group in range(head_dim // wide):
+            add_values(
+                fresh, weights, kv, block, layer, g, following, plane, next_g, b, left,
+                group * wide,
+                KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, columns=columns, whole=True,
+            )  # fmt: skip
+        if head_dim % wide != 0:
+            add_values(
+                fresh, weights, kv, block, layer, g, following, plane, next_g, b, left,
+                head_dim // wide * wide,
+                KV=KV, head_dim=head_dim, tiles=tiles, rows=rows,
+                columns=ceildiv(head_dim % wide, 16), whole=head_dim % 16 == 0,
+            )  # fmt: skip
+
+
+@inline
+def join_sums(sums, fresh, state, *, rows: int, head_dim: int):
+    """sums over the spans so far, with those of one more"""
+    for m in range(rows):
         old = vec(state[m, 2], 16)
         new = vec(state[m, 3], 16)
-        for c in unroll(columns):
-            d = column + c * 16
-            store(sums, m, d, fma(load(sums, m, d, lanes=16), old, acc[m, c] * new))
+        for d in range(0, head_dim, 16):
+            value = load(fresh, m, d, lanes=16) * new
+            store(sums, m, d, fma(load(sums, m, d, lanes=16), old, value))
 
 
 @inline
@@ -186,11 +223,15 @@ def start_rows(state, sums, *, rows: int, head_dim: int):
 
 @inline
 def attend_span(
-    queries, weights, peaks, state, sums, kv, block_table, row, layer, g, span, position, step,
-    length,
-    *, KV: DType, head_dim: int, rows: int, heads: int, keys: int, columns: int,
+    queries, weights, peaks, state, sums, fresh, kv, block_table, row, layer, g, span, position,
+    step, length, after, after_g,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, heads: int, keys: int, columns: int,
+    scaled: bool,
 ):  # fmt: skip
-    """The rows' state and sums go over one more span; `length` tokens from `position` on"""
+    """The rows' state and sums go over one more span; `length` tokens from `position` on.
+
+    The keys that are wanted next are those of head `after_g` in block `after`.
+    """
     first = span * (SPAN // 32)
     seen = position + 1 - span * SPAN
     count = min(SPAN, seen + length - 1)
@@ -198,22 +239,14 @@ def attend_span(
     score_span(
         weights, peaks, queries, kv, block_table, row, layer, g, first,
         (position + length - 1) // 32, seen, step, vectors,
-        KV=KV, head_dim=head_dim, rows=rows, heads=heads, keys=keys,
+        KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, heads=heads, keys=keys, scaled=scaled,
     )  # fmt: skip
-    weigh_span(weights, peaks, state, vectors, rows=rows)
-    wide = columns * 16
-    for group in range(head_dim // wide):
-        add_values(
-            sums, state, weights, kv, block_table, row, layer, g, first, count, group * wide,
-            KV=KV, head_dim=head_dim, rows=rows, columns=columns, whole=True,
-        )  # fmt: skip
-    if head_dim % wide != 0:
-        add_values(
-            sums, state, weights, kv, block_table, row, layer, g, first, count,
-            head_dim // wide * wide,
-            KV=KV, head_dim=head_dim, rows=rows, columns=ceildiv(head_dim % wide, 16),
-            whole=head_dim % 16 == 0,
-        )  # fmt: skip
+    weigh_span(weights, peaks, state, vectors, rows=tiles * rows)
+    sum_values(
+        fresh, weights, kv, block_table, row, layer, g, first, count, after, after_g,
+        KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, columns=columns, scaled=scaled,
+    )  # fmt: skip
+    join_sums(sums, fresh, state, rows=tiles * rows, head_dim=head_dim)
 
 
 @inline
@@ -235,9 +268,11 @@ def attention(
     KV: DType,
     pairs: Inline,
     staged: bool,
+    scaled: bool,
     scale: float,
     tokens: int,
     heads: int,
+    rows: int,
     keys: int,
     columns: int,
 ):
@@ -246,11 +281,13 @@ def attention(
     A tile is `tokens` tokens in a row of one conversation, by `heads` heads of one KV head. Where
     the tokens do not follow each other, they are attended one after the other.
     """
-    queries = scratch(f32, tokens * heads, ceildiv(D, 16) * 16)
-    weights = scratch(f32, tokens * heads, SPAN)
-    peaks = scratch(f32, tokens * heads, 16)
-    state = scratch(f32, tokens * heads, 4)
-    sums = scratch(f32, tokens * heads, ceildiv(D, 16) * 16)
+    tiles = ceildiv(tokens * heads, rows)
+    queries = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
+    weights = scratch(f32, tiles * rows, SPAN)
+    peaks = scratch(f32, tiles * rows, 16)
+    state = scratch(f32, tiles * rows, 4)
+    sums = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
+    fresh = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
     for part, tile in parallel(H // heads, ceildiv(S, tokens)):
         head = part * heads
         start = tile * tokens
@@ -265,18 +302,20 @@ def attention(
             base = start + run
             position = index(positions[base])
             row = index(sequence[base])
-            for m in range(tokens * heads):
+            for m in range(tiles * rows):
                 s = min(base + m // heads * step, S - 1)
                 stage_query(
                     queries, q, m, s, head + m % heads, pairs=pairs, staged=staged, scale=scale
                 )
-            start_rows(state, sums, rows=tokens * heads, head_dim=D)
+            start_rows(state, sums, rows=tiles * rows, head_dim=D)
+            g = head // (H // G)
             for span in range(ceildiv(position + length, SPAN)):
+                after = min((span + 1) * (SPAN // 32), (position + length - 1) // 32)
                 attend_span(
-                    queries, weights, peaks, state, sums, kv, block_table, row, layer,
-                    head // (H // G), span, position, step, length,
-                    KV=KV, head_dim=D, rows=tokens * heads, heads=heads, keys=keys,
-                    columns=columns,
+                    queries, weights, peaks, state, sums, fresh, kv, block_table, row, layer, g,
+                    span, position, step, length, after, g,
+                    KV=KV, head_dim=D, tiles=tiles, rows=rows, heads=heads, keys=keys,
+                    columns=columns, scaled=scaled,
                 )  # fmt: skip
             for m in range(length * heads):
                 share = vec(1.0 / state[m, 1], 16)
@@ -300,9 +339,11 @@ def attention_parts(
     KV: DType,
     pairs: Inline,
     staged: bool,
+    scaled: bool,
     scale: float,
     tokens: int,
     heads: int,
+    rows: int,
     keys: int,
     columns: int,
 ):
@@ -310,23 +351,29 @@ def attention_parts(
 
     A tile is one token of each conversation in turn: `tokens` is 1.
     """
-    queries = scratch(f32, heads, ceildiv(D, 16) * 16)
-    weights = scratch(f32, heads, SPAN)
-    peaks = scratch(f32, heads, 16)
-    state = scratch(f32, heads, 4)
-    sums = scratch(f32, heads, ceildiv(D, 16) * 16)
+    tiles = ceildiv(heads, rows)
+    queries = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
+    weights = scratch(f32, tiles * rows, SPAN)
+    peaks = scratch(f32, tiles * rows, 16)
+    state = scratch(f32, tiles * rows, 4)
+    sums = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
+    fresh = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
     for span, part in parallel(spans, H // heads):
         head = part * heads
         for s in range(S):
             position = index(positions[s])
             if span * SPAN <= position:
-                for m in range(heads):
-                    stage_query(queries, q, m, s, head + m, pairs=pairs, staged=staged, scale=scale)
-                start_rows(state, sums, rows=heads, head_dim=D)
+                for m in range(tiles * rows):
+                    h = head + m % heads
+                    stage_query(queries, q, m, s, h, pairs=pairs, staged=staged, scale=scale)
+                start_rows(state, sums, rows=tiles * rows, head_dim=D)
+                g = head // (H // G)
                 attend_span(
-                    queries, weights, peaks, state, sums, kv, block_table, index(sequence[s]),
-                    layer, head // (H // G), span, position, index(0), 1,
-                    KV=KV, head_dim=D, rows=heads, heads=heads, keys=keys, columns=columns,
+                    queries, weights, peaks, state, sums, fresh, kv, block_table,
+                    index(sequence[s]), layer, g, span, position, index(0), 1,
+                    span * (SPAN // 32), min(g + 1, G - 1),
+                    KV=KV, head_dim=D, tiles=tiles, rows=rows, heads=heads, keys=keys,
+                    columns=columns, scaled=scaled,
                 )  # fmt: skip
                 for m in range(heads):
                     for d in range(0, D, 16):
@@ -361,31 +408,32 @@ def attention_join(parts: f32[S, X, H, E], positions: i32[S], y: f32[S, H, D], *
             store(y, s, h, c * 16, out[c] * share + 0.0, count=D - c * 16)
 
 
-def attention_tile(shared: int, head_dim: int, room: int, tokens: int) -> dict[str, int]:
-    """Up to `tokens` tokens by heads of the `shared` heads of a KV head, in `room` registers.
+def attention_tile(
+    shared: int, head_dim: int, room: int, least: int, tokens: int
+) -> dict[str, int]:
+    """Up to `tokens` tokens by heads of the `shared` heads of a KV head: what a task attends for.
 
-    A register holds 16 lanes. Each of `keys` (`columns`) vectors of keys (values) at once takes one
-    for itself and one for each row, and the row's factor takes one; the fewer the rows, the more
-    vectors are needed for sums that do not wait for each other. Heads are preferred to tokens:
-    their tile sees fewer positions in vain.
+    `rows` of them at once, in `room` registers of 16 lanes; `least` is the room that all CPUs of
+    the target agree on, for a task is the same on each. Each of `keys` (`columns`) vectors of keys
+    (values) at once takes a register for itself and one for each row, and the row's factor takes
+    one; the fewer the rows, the more vectors are needed for sums that do not wait for each other.
+    Heads are preferred to tokens: their tile sees fewer positions in vain.
     """
 
-    def vectors(rows: int, most: int) -> int:
-        return max(1, min(most, (room - 1) // (rows + 1)))
+    def most(room: int) -> int:
+        return (room - 1) // (2 if room >= 16 else 1) - 1
 
-    most = (room - 1) // (2 if room >= 16 else 1) - 1
-    rows_of = {
-        heads: heads * min(tokens, most // heads)
-        for heads in range(1, min(shared, most) + 1)
-        if shared % heads == 0
-    }
-    enough = 0.7 * max(rows_of.values())
-    heads = max(heads for heads, rows in rows_of.items() if rows >= enough)
-    rows = rows_of[heads]
-    groups = -(-head_dim // (16 * vectors(rows, 8)))
+    def vectors(rows: int) -> int:
+        return max(1, min(8, (room - 1) // (rows + 1)))
+
+    heads = max(h for h in range(1, min(shared, TASK_HEADS) + 1) if shared % h == 0)
+    together = heads * max(1, min(tokens, most(least) // heads))
+    rows = -(-together // -(-together // most(room)))
+    groups = -(-head_dim // (16 * vectors(rows)))
     return {
-        "tokens": rows // heads,
+        "tokens": together // heads,
         "heads": heads,
-        "keys": 1 << (vectors(rows, 8).bit_length() - 1),
+        "rows": rows,
+        "keys": 1 << (vectors(rows).bit_length() - 1),
         "columns": -(-head_dim // (16 * groups)),
     }

@@ -29,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "llvm.roundeven.": ("",),
     "llvm.fabs.": ("",),
     "llvm.abs.": ("",),
+    "llvm.prefetch.": ("",),
     "llvm.masked.load.": ("",),
     "llvm.masked.store.": ("",),
     "llvm.x86.avx2.pmadd.": ("avx2",),

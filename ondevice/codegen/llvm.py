@@ -29,6 +29,7 @@ from ondevice.lang.kernel_ir import (
     Kernel,
     Load,
     Op,
+    Prefetch,
     Stmt,
     Store,
     Type,
@@ -135,6 +136,10 @@ class FunctionPrinter:
                     self.names[name] = self.value(value)
                 case Store():
                     self.store(statement)
+                case Prefetch(buffer, indices):
+                    place = self.address(self.buffers[buffer], indices)
+                    # read, into all levels, of data
+                    self.out.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 2, i32 1)")
                 case DotTile():
                     self.dot_tile(statement)
                 case For():

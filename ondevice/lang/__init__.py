@@ -23,6 +23,7 @@ from ondevice.lang.reference import (
     load,
     low,
     parallel,
+    prefetch,
     reduce_add,
     reduce_max,
     reduce_min,
@@ -40,7 +41,7 @@ Inline = Chain  # the annotation of a hole
 __all__ = [
     "Chain", "DType", "Inline", "InlineFunction", "KernelFunction", "bitcast", "cast", "ceildiv",
     "dot4", "dot4_u7", "dot_tile", "f16", "f32", "floor", "fma", "high", "i8", "i16", "i32",
-    "index", "inline", "iota", "join", "kernel", "load", "low", "parallel", "reduce_add",
-    "reduce_max", "reduce_min", "registers", "scratch", "select", "sqrt", "store", "u8", "u16",
-    "u32", "unroll", "vec",
+    "index", "inline", "iota", "join", "kernel", "load", "low", "parallel", "prefetch",
+    "reduce_add", "reduce_max", "reduce_min", "registers", "scratch", "select", "sqrt", "store",
+    "u8", "u16", "u32", "unroll", "vec",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ from ondevice.lang.kernel_ir import (
     Var,
     can_trap,
 )
-from ondevice.lang.memory import build_dot_tile, build_load, build_store
+from ondevice.lang.memory import build_dot_tile, build_load, build_prefetch, build_store
 from ondevice.lang.parse import Source
 
 
@@ -242,6 +242,14 @@ class Expressions:
         count = operand(options["count"]) if "count" in options else None
         self.block.append(build_store(buffer, indices, value, count))
         self.stores += 1
+
+    def prefetch(self, node: ast.Call) -> None:
+        """`prefetch(buffer, *indices)` as a statement."""
+        self.keywords(node)
+        if not node.args:
+            raise Mismatch("prefetch needs a buffer and indices")
+        buffer, indices = self.buffer(node.args[0]), [self.operand(a) for a in node.args[1:]]
+        self.block.append(build_prefetch(buffer, indices))
 
     def dot_tile(self, node: ast.Call) -> None:
         """`dot_tile(out, *indices, rows, *indices, columns, *indices)` as a statement."""

@@ -213,6 +213,7 @@ def build_dot4(name: str) -> Callable[[object, object, object], Expr]:
 _ROWS = (
     Intrinsic("load", reference.load),
     Intrinsic("store", reference.store),
+    Intrinsic("prefetch", reference.prefetch),
     Intrinsic("scratch", reference.scratch),
     Intrinsic("registers", reference.registers),
     Intrinsic("range", range),

@@ -4,7 +4,7 @@ This is all that a printer sees. Holes are filled, inline calls expanded, compil
 pruned, `unroll` and `registers` turned into plain variables, and every expression has a type.
 
     kernel = buffers scratch scalars  for TASKS in parallel(EXTENTS): body
-    stmt   = Assign | Store | DotTile | For | If
+    stmt   = Assign | Store | Prefetch | DotTile | For | If
     expr   = Const | Var | Load | Op
 
 Expressions are pure; a statement's expressions are evaluated before its effect. A variable keeps
@@ -112,6 +112,14 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """A hint that the cache line of an element is wanted soon; it changes no value."""
+
+    buffer: str
+    indices: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
 class DotTile:
     """`out = rows . columns` by a CPU's matrix unit, exact in int32.
 
@@ -146,7 +154,7 @@ class If:
     orelse: tuple[Stmt, ...] = ()
 
 
-Stmt = Assign | Store | DotTile | For | If
+Stmt = Assign | Store | Prefetch | DotTile | For | If
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class KernelDef:
     chunk: int = 1  # tasks a worker claims at once
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
     # The tile for a node and a number of registers of 16 lanes, where the kernel knows it itself.
-    fit: Callable[[Node, Types, int], Attrs] | None = None
+    fit: Callable[[Node, Types, int, int], Attrs] | None = None
     shared: tuple[str, ...] = ()  # static dims that are passed at run time: one code for many sizes
     needs: frozenset[str] = frozenset()
     instead_of: str = ""

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from ondevice.dtypes import DType, i32, index, u8
 from ondevice.lang.check import Mismatch, Operand, adapt, typed
-from ondevice.lang.kernel_ir import INDEX, Buffer, Const, DotTile, Expr, Load, Store, Type
+from ondevice.lang.kernel_ir import (
+    INDEX,
+    Buffer,
+    Const,
+    DotTile,
+    Expr,
+    Load,
+    Prefetch,
+    Store,
+    Type,
+)
 
 
 def build_load(
@@ -34,6 +44,12 @@ def build_store(
         raise Mismatch(f"a store of {expr.type} into {buffer.name}: {buffer}")
     places = check_indices(buffer, indices, expr.type, whole=count is None)
     return Store(buffer.name, places, expr, check_count(count, expr.type.lanes))
+
+
+def build_prefetch(buffer: Buffer, indices: Sequence[Operand]) -> Prefetch:
+    """A checked Prefetch."""
+    places = check_indices(buffer, indices, Type(buffer.dtype), whole=True)
+    return Prefetch(buffer.name, places)
 
 
 def build_dot_tile(

@@ -143,6 +143,11 @@ def store(buffer: Array, *indices_value: Any, count: int | None = None) -> None:
         buffer.write(tuple(indices), values[:present])
 
 
+def prefetch(buffer: Array, *indices: int) -> None:
+    """A hint that the element is wanted soon, which must be one of the buffer."""
+    buffer.locate(indices, 1)
+
+
 def scratch(dtype: DType, *dims: int) -> Array:
     """Uninitialised worker memory; poisoned here, so that reading it first is noticed."""
     array = np.empty(dims, numpy_dtype(dtype))

@@ -237,6 +237,8 @@ class Specializer(Inlining):
         function = self.evaluate(call.func)
         if isinstance(function, Intrinsic) and function.name == "store":
             self.store(call)
+        elif isinstance(function, Intrinsic) and function.name == "prefetch":
+            self.prefetch(call)
         elif isinstance(function, Intrinsic) and function.name == "dot_tile":
             self.dot_tile(call)
         elif isinstance(function, Intrinsic):

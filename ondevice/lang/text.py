@@ -33,12 +33,13 @@ from ondevice.lang.kernel_ir import (
     Kernel,
     Load,
     Op,
+    Prefetch,
     Stmt,
     Store,
     Type,
     Var,
 )
-from ondevice.lang.memory import build_dot_tile, build_load, build_store
+from ondevice.lang.memory import build_dot_tile, build_load, build_prefetch, build_store
 
 _SYMBOLS = {
     name: symbol for symbol, (name, _) in (*check.ARITHMETIC.items(), *check.COMPARISON.items())
@@ -83,6 +84,8 @@ class _Printer:
                     yield f"{pad}{name} = {self.expr(value)}"
                 case Store():
                     yield pad + self.store(statement)
+                case Prefetch(buffer, indices):
+                    yield f"{pad}prefetch({', '.join([buffer, *map(self.expr, indices)])})"
                 case DotTile():
                     yield pad + self.dot_tile(statement)
                 case For(name, start, stop, step, inner):
@@ -260,6 +263,10 @@ class _Parser:
                     return build_store(self.buffers[name], self.places(place), self.expr(value))
                 case ast.Expr(value=ast.Call(func=ast.Name("store")) as call):
                     return self.store(call)
+                case ast.Expr(
+                    value=ast.Call(func=ast.Name("prefetch"), args=[ast.Name(id=name), *indices])
+                ):
+                    return build_prefetch(self.buffers[name], [self.expr(i) for i in indices])
                 case ast.Expr(value=ast.Call(func=ast.Name("dot_tile")) as call):
                     return self.dot_tile(call)
                 case ast.For(target=ast.Name(id=name), iter=ast.Call(args=[start, stop, step])):

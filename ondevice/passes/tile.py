@@ -7,7 +7,7 @@ for all CPU variants, which share a launch table; the second is each variant's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ondevice.graph.graph import Attrs, Choice, Graph, Node, Special
@@ -27,7 +27,9 @@ def tile(graph: Graph, context: Context) -> Graph:
     def tiled(choice: Choice, node: Node) -> Choice:
         row = kernels[choice.kernel]
         if row.fit is not None:
-            return replace(choice, schedule=row.fit(node, types, room(cpu.variants[0])))
+            best = room(cpu.variants[0])
+            fits = [row.fit(node, types, room(variant), best) for variant in cpu.variants]
+            return _special(choice, [(choice.kernel, fit) for fit in fits], cpu)
         features = types[node.output.name].shape[-1].static or 0
         return _tiled(choice, kernels, cpu, features)
 
@@ -59,12 +61,19 @@ def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features:
     own = []
     for variant, vectors in zip(cpu.variants, rooms, strict=True):
         kernel, schedule = choice.on(variant.name)
-        own.append(
-            Special(variant.name, kernel, _fitted(kernels[kernel], schedule, cells, vectors))
-        )
-    base = own[-1]
-    specials = (s for s in own if (s.kernel, s.schedule) != (base.kernel, base.schedule))
-    return replace(choice, kernel=base.kernel, schedule=base.schedule, specials=tuple(specials))
+        own.append((kernel, _fitted(kernels[kernel], schedule, cells, vectors)))
+    return _special(choice, own, cpu)
+
+
+def _special(choice: Choice, own: Sequence[tuple[str, Attrs]], cpu: Cpu) -> Choice:
+    """The choice with each variant's own kernel and tile; specials differ from the last's."""
+    kernel, schedule = own[-1]
+    specials = tuple(
+        Special(variant.name, *its)
+        for variant, its in zip(cpu.variants, own, strict=True)
+        if its != own[-1]
+    )
+    return replace(choice, kernel=kernel, schedule=schedule, specials=specials)
 
 
 def _cells(schedule: Attrs, features: int) -> int:

@@ -161,7 +161,8 @@ def test_bits_do_not_depend_on_the_tile(row: str, name: str, best_features: froz
     if definition.fit is None:
         tiles = [tuple((default | tile).items()) for tile in TILES[next(iter(default))]]
     else:
-        tiles = [definition.fit(example.node, example.types, room) for room in (8, 16, 32)]
+        fit = definition.fit
+        tiles = [fit(example.node, example.types, room, 32) for room in (8, 16, 32)]
     expected = plain(row, name, 7)
     for tile in tiles:
         assert_same_bits(bound(row, name, 7, tile).compiled(best_features), expected)

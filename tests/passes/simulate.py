@@ -14,6 +14,7 @@ from ondevice.lang.kernel_ir import (
     Kernel,
     Load,
     Op,
+    Prefetch,
     Store,
     walk_statements,
 )
@@ -69,6 +70,8 @@ def buffers_read(kernel: Kernel) -> set[str]:
                 expressions = (*statement.out_at, *statement.rows_at, *statement.columns_at)
             case Store():
                 expressions = (*statement.indices, statement.value, statement.count)
+            case Prefetch():
+                expressions = statement.indices
             case For():
                 expressions = (statement.start, statement.stop)
             case If():
