@@ -36,7 +36,7 @@ void od_finish(od_core *engine, od_state *state, od_status status) {
     state->active = false;
     state->ending = status;
     od_kv_shrink(&engine->kv, &state->table, od_kv_blocks_for(state->computed));
-    od_event_advance(&engine->progress);
+    atomic_fetch_add(&engine->progress.value, 1);
 }
 
 void od_reuse(od_core *engine, od_state *state) {
@@ -164,6 +164,10 @@ bool od_batch_assemble(od_core *engine) {
     return engine->share_count > 0;
 }
 
+bool od_batch_generates(const od_core *engine) {
+    return engine->step_rows == engine->step_generating + engine->draft_rows;
+}
+
 /* ---- run ---- */
 
 static void take_logits(od_core *engine, const od_share *share) {
@@ -220,7 +224,7 @@ void od_batch_run(od_core *engine) {
                     .kernel = finish_shares, .buffers = buffers};
     od_threads_prepare(engine->threads, &work, 1);
     if (engine->step_logits > 0) od_threads_run(engine->threads, &work, 1);
-    if (engine->step_rows == engine->step_generating + engine->draft_rows)
+    if (od_batch_generates(engine))
         od_step_measured(&engine->costs, engine->step_rows, od_now_ns() - started_ns);
 }
 
@@ -298,5 +302,5 @@ void od_batch_deliver(od_core *engine) {
             append_tokens(engine, share, now_ns);
         }
     }
-    od_event_advance(&engine->progress);
+    atomic_fetch_add(&engine->progress.value, 1);
 }

@@ -4,25 +4,33 @@
 
 /* ---- the engine's thread ---- */
 
+/* Waking a thread may take as long as a step of a small model. Where such steps follow each other,
+ * readers are woken once in a while; no token waits longer for it than this time and one step. */
+static void wake_readers(od_core *engine, bool soon_again) {
+    const int64_t longest_ns = 1000000;
+    int64_t now_ns = od_now_ns();
+    if (soon_again && now_ns - engine->readers_woken_ns < longest_ns) return;
+    engine->readers_woken_ns = now_ns;
+    od_event_wake(&engine->progress);
+}
+
 static void engine_main(void *argument) {
     od_core *engine = argument;
     od_lock_acquire(&engine->lock);
     while (!engine->closing) {
-        if (od_batch_assemble(engine)) {
-            od_lock_release(&engine->lock);
-            od_batch_run(engine);
-            od_lock_acquire(&engine->lock);
-            od_batch_deliver(engine);
-        } else {
-            uint32_t seen = atomic_load(&engine->work.value);
-            od_lock_release(&engine->lock);
-            od_event_wait(&engine->work, seen, 0, -1);
-            od_lock_acquire(&engine->lock);
-        }
+        bool any = od_batch_assemble(engine);
+        uint32_t seen = atomic_load(&engine->work.value);
+        od_lock_release(&engine->lock);
+        wake_readers(engine, any && od_batch_generates(engine)); /* now: they want the lock */
+        if (any) od_batch_run(engine);
+        else od_event_wait(&engine->work, seen, 0, -1);
+        od_lock_acquire(&engine->lock);
+        if (any) od_batch_deliver(engine);
     }
     for (int32_t i = 0; i < engine->capacity; i++)
         if (engine->states[i].active) od_finish(engine, &engine->states[i], OD_CLOSED);
     od_lock_release(&engine->lock);
+    od_event_wake(&engine->progress);
 }
 
 /* ---- open ---- */

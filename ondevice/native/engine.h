@@ -81,12 +81,15 @@ typedef struct od_core { /* an engine */
     int32_t step_generating; /* conversations that add a row each, and guesses */
     int32_t draft_rows;      /* of the step */
     od_step_costs costs;
+    int64_t readers_woken_ns;
 } od_core;
 
 /* ---- batch.c: one step ---- */
 
 /* Fill the step buffers; false when nobody has work. */
 bool od_batch_assemble(od_core *engine);
+/* Whether the step has no row of a prompt. */
+bool od_batch_generates(const od_core *engine);
 /* Compute and sample; called without the lock. */
 void od_batch_run(od_core *engine);
 /* Hand the results to the conversations. */

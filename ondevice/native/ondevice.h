@@ -222,7 +222,8 @@ OD_API od_status od_submit(od_conversation conversation, const int32_t *tokens, 
 
 /* Wait for at most timeout_ms (negative: for ever) until there is something to read, then move up
  * to `capacity` tokens to `tokens`. OD_OK: *count tokens, read on. OD_TIMEOUT: none yet. Any other
- * status ends the generation, with *count = 0, and is repeated until the next submit. */
+ * status ends the generation, with *count = 0, and is repeated until the next submit. Where tokens
+ * take less than a millisecond, several come at a time. */
 OD_API od_status od_read(od_conversation conversation, int32_t *tokens, int32_t capacity,
                          int32_t timeout_ms, int32_t *count, od_error *error);
 

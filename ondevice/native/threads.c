@@ -9,7 +9,7 @@
 
 enum {
     LINE_BYTES = 128,       /* lines are fetched in pairs */
-    SPINS = 2000,           /* before a sleep, which costs more than most waits */
+    SPINS = 4000,           /* before a sleep, which costs more than most waits */
     PATIENCE = 16,          /* spins before looking for others' work: a bit late is not slow */
     PARTS = 8,              /* a claim takes at most this part of what is left */
     LONGEST_SLEEP_NS = 500000,
