@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from statistics import median
+from typing import Any
 
 from ondevice.runtime.engine import Engine
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--draft-tokens", type=int, default=0)
     parser.add_argument("--only", help="substring of prompts' names")
+    parser.add_argument("--json", action="store_true", help="print all rows as one line of JSON")
     options = parser.parse_args()
     with (
         Engine(options.bundle, threads=options.threads, draft_tokens=-1) as plain,
@@ -73,20 +75,25 @@ def main() -> None:
             options.bundle, threads=options.threads, draft_tokens=options.draft_tokens
         ) as drafting,
     ):
+        found = {}
         for group, prompts in (("repeating", REPEATING), ("others", OTHERS)):
-            ratios = [
-                compare(plain, drafting, name, question, options)
+            rows = {
+                name: compare(plain, drafting, name, question, options)
                 for name, question in prompts.items()
                 if options.only is None or options.only in name
-            ]
-            if ratios:
+            }
+            found[group] = rows
+            ratios = [row["ratio"] for row in rows.values()]
+            if ratios and not options.json:
                 print(f"{group}: median ratio {median(ratios):.2f}, least {min(ratios):.2f}")
+    if options.json:
+        print(json.dumps(found))
 
 
 def compare(
     plain: Engine, drafting: Engine, name: str, question: str, options: argparse.Namespace
-) -> float:
-    """Print the prompt's row; returns the ratio of speeds."""
+) -> dict[str, Any]:
+    """Measure a prompt, and print its row unless all are printed as JSON."""
     prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     tokens = plain.tokenizer.encode(prompt)
     speeds: dict[str, list[float]] = {"plain": [], "drafting": []}
@@ -100,13 +107,22 @@ def compare(
                 stats = conversation.stats
     assert all(answer == said[0] for answer in said), f"{name}: the answers differ"
     ratios = [b / a for a, b in zip(speeds["plain"], speeds["drafting"], strict=True)]
-    print(
-        f"{name:12} {len(said[0]):4} tokens  plain {median(speeds['plain']):7.1f}  drafting "
-        f"{median(speeds['drafting']):7.1f} tok/s  ratio {median(ratios):.2f}  "
-        f"right {stats.accepted_tokens} of {stats.drafted_tokens}",
-        flush=True,
-    )
-    return median(ratios)
+    row = {
+        "tokens": len(said[0]),
+        "plain": median(speeds["plain"]),
+        "drafting": median(speeds["drafting"]),
+        "ratio": median(ratios),
+        "accepted": stats.accepted_tokens,
+        "drafted": stats.drafted_tokens,
+    }
+    if not options.json:
+        print(
+            f"{name:12} {row['tokens']:4} tokens  plain {row['plain']:7.1f}  drafting "
+            f"{row['drafting']:7.1f} tok/s  ratio {row['ratio']:.2f}  "
+            f"right {row['accepted']} of {row['drafted']}",
+            flush=True,
+        )
+    return row
 
 
 if __name__ == "__main__":

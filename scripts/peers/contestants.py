@@ -1,7 +1,23 @@
-"""Who is measured on what."""
+"""Who is measured on what.
+
+Everyone has the same threads, cores, prompts, context and checkpoint, and 4-bit weights with 8-bit
+activations in the way that its makers recommend for CPUs:
+
+    ondevice      int4_g32, embeddings and head in int8; KV in f16
+    llama.cpp     Q4_0, repacked at load, head in Q6_K; built for this very CPU; its C API called as
+                  llama-bench calls it, so that no token is sampled; KV in f16
+    OpenVINO      int4 in groups of 64 (32 where rows are no multiple), ratio 1.0, by optimum-intel;
+                  LLMPipeline with its defaults: activations in groups of 32, bf16 between, KV in u8
+    ONNX Runtime  int4 in blocks of 32, also of the head, accuracy level 4, by its model builder;
+                  KV in f32
+    ExecuTorch    8da4w in groups of 32 on XNNPACK, its own attention, int8 embeddings; KV in f32
+
+Peers are driven from Python, one call for a token at most. Each is warmed with the measured prompt.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 
@@ -26,6 +42,11 @@ class Contestant:
     settings: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     default: bool = True
+    models: tuple[str, ...] = ()  # none: all
+    tests: tuple[str, ...] = ()  # none: all
+
+    def measures(self, model: Model) -> bool:
+        return not self.models or model.name in self.models
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Test:
-    """Where nothing is generated but the token behind the prompt, the prompt is timed."""
+    """Where nothing is generated but the token behind the prompt, the prompt is timed.
+
+    Long ones are measured in the first `rounds` only.
+    """
 
     name: str
     prompt: int
@@ -49,6 +73,8 @@ class Test:
     threads: int
     reps: int
     models: tuple[str, ...] = ()  # none: all
+    busy: bool = False  # beside a foreign process
+    rounds: int = 99
 
     @property
     def decodes(self) -> bool:
@@ -67,16 +93,39 @@ ENVIRONMENTS = [
         "onnxruntime",
         ("onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir==1.1.0", "transformers", TORCH),
     ),
+    Environment("executorch", ("executorch==1.5.1", TORCH)),
 ]
 
+# A system prompt of about a thousand tokens.
+TOPICS = "letters numbers dates names places prices units files links quotes lists tables".split()
+SYSTEM = "You are a careful assistant of a small library. " + " ".join(
+    f"Rule {i + 1}: when someone asks about {topic}, {what}."
+    for i, (topic, what) in enumerate(
+        (topic, what)
+        for what in (
+            "first say in one short sentence what you understood",
+            "give at most three examples, the simplest one first",
+            "name the shelf and the room where more about it can be found",
+            "say plainly what you do not know, and whom to ask instead",
+        )
+        for topic in TOPICS
+    )
+)
+
+DEEP = "decode 64 at depth 2048"
 CONTESTANTS = [
     Contestant("ondevice", "ondevice", "ondevice-int4_g32", "", ("quant.default=int4_g32",)),
     Contestant(
-        "ondevice-sym", "ondevice", "ondevice-int4_g32_sym", "", ("quant.default=int4_g32_sym",)
+        "ondevice-sym", "ondevice", "ondevice-int4_g32_sym", "", ("quant.default=int4_g32_sym",),
+        default=False,
     ),
     Contestant(
         "ondevice-int8", "ondevice", "ondevice-int8_g32", "", ("quant.default=int8_g32",),
         default=False,
+    ),
+    Contestant(
+        "ondevice-kv8", "ondevice", "ondevice-int4_g32-kv8", "",
+        ("quant.default=int4_g32", "kv.dtype=int8"), models=("1.1b",), tests=(DEEP,),
     ),
     Contestant("llama.cpp-q4_0", "llama_cpp", "llama.cpp-q4_0", "llama.cpp", ("q4_0",)),
     Contestant(
@@ -90,9 +139,21 @@ CONTESTANTS = [
     Contestant(
         "llama.cpp-q8_0", "llama_cpp", "llama.cpp-q8_0", "llama.cpp", ("q8_0",), default=False
     ),
+    Contestant("llama.cpp-f16", "llama_cpp", "llama.cpp-f16", "llama.cpp", ("f16",), default=False),
     Contestant("openvino", "openvino", "openvino", "openvino"),
     Contestant("onnxruntime", "onnxruntime", "onnxruntime", "onnxruntime"),
+    # its export of the largest takes a quarter of an hour
+    Contestant(
+        "executorch", "executorch", "executorch", "executorch", models=("160m", "15m", "smollm2")
+    ),
 ]  # fmt: skip
+SHIPPED = Contestant(
+    "ondevice-shipped", "ondevice", "ondevice-shipped", "",
+    ("quant.default=int4_g32", f"prompt.system={json.dumps(SYSTEM)}"),
+)  # fmt: skip
+# Beside those chosen, what a perplexity is to be compared with.
+SCORED = ("ondevice-sym", "ondevice-kv8", "llama.cpp-f16")
+BUILT = ("ondevice", "llama_cpp")  # programs whose conversion of the largest takes under a minute
 
 MODELS = [
     Model("1.1b", "tinyllama-1.1b", 968_884_224, 64),
@@ -101,15 +162,27 @@ MODELS = [
     Model("smollm2", "", 106_168_320, 64, "smollm2-135m-instruct"),
 ]
 
+PREFILL, DECODE = "prefill 512", "decode 128"
+SINGLE = "decode 64, 1 thread"
+BUSY_PREFILL, BUSY_DECODE = "prefill 512, busy core", "decode 128, busy core"
 TESTS = [
-    Test("prefill 512", 512, 1, 2, 5),
-    Test("decode 128", 1, 129, 2, 5),
-    Test("decode 128 at depth 2048", 2048, 129, 2, 1, ("1.1b",)),
-    Test("prefill 512, 1 thread", 512, 1, 1, 1, ("1.1b",)),
-    Test("decode 128, 1 thread", 1, 129, 1, 1, ("1.1b",)),
+    Test(PREFILL, 512, 1, 2, 5),
+    Test(DECODE, 1, 129, 2, 5),
+    Test(BUSY_PREFILL, 512, 1, 2, 5, ("smollm2",), busy=True, rounds=3),
+    Test(BUSY_DECODE, 1, 129, 2, 5, ("smollm2",), busy=True, rounds=3),
+    Test(DEEP, 2048, 65, 2, 1, ("1.1b",), rounds=2),
+    Test(SINGLE, 1, 65, 1, 1, ("1.1b",), rounds=2),
+    Test("prefill 512, 1 thread", 512, 1, 1, 1, ("1.1b",), rounds=1),
 ]
 CONTEXT_TOKENS = 2048 + 256
 
 
-def tests_of(model: Model) -> list[Test]:
-    return [test for test in TESTS if not test.models or model.name in test.models]
+def tests_of(model: Model, number: int = 0, contestant: Contestant | None = None) -> list[Test]:
+    """What is measured of a model in a round."""
+    return [
+        test
+        for test in TESTS
+        if number < test.rounds
+        and (not test.models or model.name in test.models)
+        and (contestant is None or not contestant.tests or test.name in contestant.tests)
+    ]

@@ -16,14 +16,14 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peers.contestants import ENVIRONMENTS, Contestant, Environment, Model
+from peers.contestants import CONTEXT_TOKENS, ENVIRONMENTS, Contestant, Environment, Model
+from peers.usage import Usage, run_watched
 
 HERE = Path(__file__).resolve().parent
 RANDOM_CHECKPOINT = HERE.parent / "random_checkpoint.py"
@@ -139,25 +139,33 @@ class Cache:
     # ---- artifacts ----
 
     def artifact(self, contestant: Contestant, model: Model) -> Path:
-        """The folder or file that `contestant` loads. Raises Missing."""
+        """The folder or file that `contestant` loads. Raises Missing, every time the same."""
         place = self._place(contestant, model)
+        if str(place) in self._missing:
+            raise self._missing[str(place)]
         if not place.exists():
-            checkpoint = self.checkpoint(model)
-            python = self.python(contestant.environment)
-            say(f"converting {model.name} for {contestant.artifact}")
-            for older in place.parent.parent.glob(f"{contestant.artifact}-????????/{model.name}"):
-                shutil.rmtree(older)
-            part = fresh(place)
-            started = time.monotonic()
-            self._convert(contestant, model, checkpoint, python, part)
-            size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
-            figures = {"seconds": time.monotonic() - started, "bytes": size}
-            place.with_name(f"{model.name}.json").write_text(json.dumps(figures) + "\n")
-            part.rename(place)
+            try:
+                self._make(contestant, model, place)
+            except Missing as missing:
+                self._missing[str(place)] = missing
+                raise
         return place / "model.gguf" if contestant.program == "llama_cpp" else place
 
+    def _make(self, contestant: Contestant, model: Model, place: Path) -> None:
+        checkpoint = self.checkpoint(model)
+        python = self.python(contestant.environment)
+        say(f"converting {model.name} for {contestant.artifact}")
+        for older in place.parent.parent.glob(f"{contestant.artifact}-????????/{model.name}"):
+            shutil.rmtree(older)
+        part = fresh(place)
+        usage = self._convert(contestant, model, checkpoint, python, part)
+        size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        figures = {**asdict(usage), "bytes": size}
+        place.with_name(f"{model.name}.json").write_text(json.dumps(figures) + "\n")
+        part.rename(place)
+
     def conversion(self, contestant: Contestant, model: Model) -> dict[str, float]:
-        """Seconds that the conversion took, and bytes of its result."""
+        """Seconds and memory of the conversion, and bytes of its result."""
         path = self._place(contestant, model).with_name(f"{model.name}.json")
         found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
         return found
@@ -168,37 +176,41 @@ class Cache:
 
     def _convert(
         self, contestant: Contestant, model: Model, checkpoint: Path, python: Path, out: Path
-    ) -> None:
+    ) -> Usage:
         settings = contestant.settings
         log = f"convert-{contestant.artifact}-{model.name}"
         match contestant.program:
             case "ondevice":
                 changes = [word for s in settings for word in ("--set", s)]
                 command = ["-m", "ondevice", "build", model.recipe, "--model", checkpoint, *changes]
-                self._run(log, [python, *command, "--set", "context_tokens=4096", "--out", out])
+                words = [python, *command, "--set", "context_tokens=4096", "--out", out]
             case "llama_cpp":
                 out.mkdir(parents=True)
-                self._run(
-                    log, [python, HERE / "to_gguf.py", checkpoint, out / "model.gguf", *settings]
-                )
+                words = [python, HERE / "to_gguf.py", checkpoint, out / "model.gguf", *settings]
             case "openvino":
                 options = f"--task text-generation-with-past --weight-format int4 --ratio 1.0 \
                     --group-size {model.openvino_group}".split()
                 command = ["export", "openvino", "--model", checkpoint, *options, out]
-                self._run(log, [python.with_name("optimum-cli"), *command])
+                words = [python.with_name("optimum-cli"), *command]
             case "onnxruntime":
                 options = "-p int4 -e cpu --extra_options int4_accuracy_level=4".split()
                 folders = ["-i", checkpoint, "-o", out, "-c", self.root / "scratch"]
                 builder = [python, "-m", "onnxruntime_genai.models.builder", "-m", checkpoint]
-                self._run(log, [*builder, *folders, *options])
+                words = [*builder, *folders, *options]
+            case "executorch":
+                command = [python, HERE / "to_executorch.py", checkpoint]
+                words = [*command, out, CONTEXT_TOKENS]
+                if not model.preset:  # the model whose perplexity is asked
+                    self._run(log, [*command, out / "logits", 1024, "logits"])
             case other:
                 raise AssertionError(other)
+        return self._run(log, words)
 
     # ---- commands ----
 
     def _run(
         self, log: str, command: Sequence[Any], variables: dict[str, str] | None = None
-    ) -> None:
+    ) -> Usage:
         """Run it with its output in a log. Raises Missing where it fails."""
         path = self.root / "logs" / f"{log}.log"
         words = [str(word) for word in command]
@@ -207,11 +219,12 @@ class Cache:
             file.flush()
             environment = {**os.environ, **(variables or {})}
             # elsewhere: a directory named as a package of theirs would be imported in its place
-            done = subprocess.run(
+            status, usage = run_watched(
                 words, stdout=file, stderr=file, env=environment, cwd=self.root / "logs"
             )
-        if done.returncode:
-            raise Missing(f"{words[0]} failed with {done.returncode}, see {path}")
+        if status:
+            raise Missing(f"{words[0]} failed with {status}, see {path}")
+        return usage
 
 
 def our_version() -> str:

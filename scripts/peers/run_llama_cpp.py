@@ -32,13 +32,14 @@ class LlamaCpp:
             raise SystemExit(f"llama.cpp cannot open {job['path']}")
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
-    def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
+    def generate(self, prompt: Sequence[int], count: int) -> list[child.Moment]:
         self._begin()
         self._feed(prompt)
-        first = child.now()
+        moments = [child.now()]
         for token in child.prompt(count - 1, len(prompt)):
             self._feed([token])
-        return first, child.now()
+            moments.append(child.now())
+        return moments
 
     def logits(self, window: Sequence[int]) -> Any:
         self._begin()

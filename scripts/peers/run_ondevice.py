@@ -27,13 +27,10 @@ class Ondevice:
             draft_tokens=-1,  # made-up tokens repeat themselves as no text does
         )
 
-    def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
+    def generate(self, prompt: Sequence[int], count: int) -> list[child.Moment]:
         with self._engine.conversation() as conversation:
-            first = None
-            for _ in conversation.generate_tokens(prompt, count, TO_THE_END):
-                first = first or child.now()
-            assert first is not None
-            return first, child.now()
+            tokens = conversation.generate_tokens(prompt, count, TO_THE_END)
+            return [child.now() for _ in tokens]
 
     def logits(self, window: Sequence[int]) -> Any:
         return self._engine.logits(window)

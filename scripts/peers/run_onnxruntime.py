@@ -20,14 +20,14 @@ class OnnxRuntime:
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._model = onnxruntime_genai.Model(config)
 
-    def generate(self, prompt: Sequence[int], count: int) -> tuple[child.Moment, child.Moment]:
+    def generate(self, prompt: Sequence[int], count: int) -> list[child.Moment]:
         generator = self._generator(len(prompt) + count)
         generator.append_tokens(np.array(prompt, np.int32))
-        generator.generate_next_token()
-        first = child.now()
-        for _ in range(count - 1):
+        moments = []
+        for _ in range(count):
             generator.generate_next_token()
-        return first, child.now()
+            moments.append(child.now())
+        return moments
 
     def logits(self, window: Sequence[int]) -> Any:
         generator = self._generator(len(window) + 1)

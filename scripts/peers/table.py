@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from peers.contestants import CONTESTANTS, MODELS, Test, tests_of
+from peers.contestants import CONTESTANTS, MODELS, tests_of
 
 Sample = dict[str, Any]  # {"round", "model", "contestant", "test", "tokens_per_s", ...}
 OURS = tuple(c.name for c in CONTESTANTS if not c.environment)
@@ -59,57 +59,77 @@ def cost_rows(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[list[
                 yield [model.name, test.name, *cells]
 
 
+CEILINGS = {
+    "dram_gb_per_s": "DRAM GB/s",
+    "cached_gb_per_s": "cached GB/s",
+    "int8_gop_per_s": "int8 Gop/s",
+    "matrix_gop_per_s": "matrix Gop/s",
+}
+
+
+def shares(
+    samples: Sequence[Sample], ceilings: Sequence[dict[str, Any]], model: str, test: str,
+    contestant: str, key: str,
+) -> list[float]:  # fmt: skip
+    """Percent of a ceiling of the same round, for each round; none where it is not known.
+
+    For a prompt a product counts two operations, attention none. For decoding the bytes are those
+    of the weights that each token needs; unknown for peers whose files do not say.
+    """
+    kind = next(m for m in MODELS if m.name == model)
+    asked = next(t for t in tests_of(kind) if t.name == test)
+    found = []
+    for sample in samples:
+        about = (sample["model"], sample["test"], sample["contestant"])
+        if about == (model, test, contestant):
+            most = ceiling(ceilings, sample["round"], model, asked.threads, key)
+            work = sample["streamed_bytes"] if asked.decodes else 2 * kind.parameters
+            if work and most:
+                found.append(100 * sample["tokens_per_s"] * work / 1e9 / most)
+    return found
+
+
 def ceiling_rows(
     samples: Sequence[Sample], ceilings: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> Iterator[list[str]]:
-    """Prefill as a fraction of the int8 peak, decode of the bytes read, in percent.
-
-    A product counts two operations, attention none. Bytes are those of the weights that each token
-    needs; unknown for peers whose files do not say.
-    """
+    """model, test, ceiling, percent of it for each contestant; see `shares`."""
     for model in MODELS:
         for test in tests_of(model):
-            cells = [model.name, test.name]
-            for name in names:
-                fractions = []
-                for sample in samples:
-                    about = (sample["model"], sample["test"], sample["contestant"])
-                    if about == (model.name, test.name, name):
-                        most = ceiling(ceilings, sample["round"], model.name, test)
-                        work = sample["streamed_bytes"] if test.decodes else 2 * model.parameters
-                        fractions.append(sample["tokens_per_s"] * work / 1e9 / most)
-                known = fractions and max(fractions) > 0
-                cells.append(f"{100 * median(fractions):.0f}" if known else "-")
-            if any(cell != "-" for cell in cells[2:]):
-                yield cells
+            keys = ("dram_gb_per_s",) if test.decodes else ("int8_gop_per_s", "matrix_gop_per_s")
+            for key in keys:
+                cells = []
+                for name in names:
+                    found = shares(samples, ceilings, model.name, test.name, name, key)
+                    cells.append(f"{median(found):.0f}" if found else "-")
+                if any(cell != "-" for cell in cells):
+                    yield [model.name, test.name, CEILINGS[key].rsplit(" ", 1)[0], *cells]
 
 
-def ceiling(ceilings: Sequence[dict[str, Any]], number: int, model: str, test: Test) -> float:
-    """Of the same round, model and number of threads: GB/s for decode, Gop/s for a prompt."""
-    near = next(
-        found
-        for found in ceilings
-        if (found["round"], found["model"], found["threads"]) == (number, model, test.threads)
-    )
-    return float(near["dram_gb_per_s" if test.decodes else "int8_gop_per_s"])
+def ceiling(
+    ceilings: Sequence[dict[str, Any]], number: int, model: str, threads: int, key: str
+) -> float:
+    """Of the same round, model and number of threads; 0 where it was not measured."""
+    about = (number, model, threads)
+    near = (c for c in ceilings if (c["round"], c["model"], c["threads"]) == about)
+    return float(next(near, {}).get(key, 0))
 
 
 def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up."""
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> str:
+    """A table whose columns line up; the first `left` are words, the others figures."""
     widths = [max(len(line[i]) for line in [titles, *rows]) for i in range(len(titles))]
 
     def line(cells: Sequence[str]) -> str:
         texts = [
-            c.ljust(w) if i < 2 else c.rjust(w)
+            c.ljust(w) if i < left else c.rjust(w)
             for i, (c, w) in enumerate(zip(cells, widths, strict=True))
         ]
         return f"| {' | '.join(texts)} |"
 
-    rule = [("-" * w) if i < 2 else f"{'-' * (w - 1)}:" for i, w in enumerate(widths)]
+    rule = [("-" * w) if i < left else f"{'-' * (w - 1)}:" for i, w in enumerate(widths)]
     return "\n".join([line(titles), line(rule), *map(line, rows)])
 
 
@@ -117,16 +137,11 @@ def ceiling_table(
     ceilings: Sequence[dict[str, Any]],
 ) -> tuple[list[str], list[list[str]]]:
     """Titles and rows: for each number of threads the range of every ceiling."""
-    keys = {
-        "dram_gb_per_s": "DRAM GB/s",
-        "cached_gb_per_s": "cached GB/s",
-        "int8_gop_per_s": "int8 Gop/s",
-    }
     rows = []
     for threads in sorted({c["threads"] for c in ceilings}):
         row = [str(threads), ceilings[0]["instruction"]]
-        for key in keys:
+        for key in CEILINGS:
             values = [c[key] for c in ceilings if c["threads"] == threads]
             row.append(f"{min(values):,.0f} to {max(values):,.0f}, median {median(values):,.0f}")
         rows.append(row)
-    return ["threads", "instruction", *keys.values()], rows
+    return ["threads", "instruction", *CEILINGS.values()], rows

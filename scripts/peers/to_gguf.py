@@ -11,19 +11,14 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+from checkpoint import interleaved, tensors
 
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}
-DTYPES = {
-    "F32": (np.float32, gguf.GGMLQuantizationType.F32),
-    "F16": (np.float16, gguf.GGMLQuantizationType.F16),
-    "BF16": (np.uint16, gguf.GGMLQuantizationType.BF16),
-}
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -40,18 +35,6 @@ NAMES = {
 }
 
 
-def tensors(checkpoint: Path) -> Iterator[tuple[str, str, Any]]:
-    """Name, dtype and mapped values of every tensor; bfloat16 as its bits."""
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        data = np.memmap(path, np.uint8, "r")
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        for name, entry in json.loads(data[8:start].tobytes()).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                values = data[start + begin : start + end].view(DTYPES[entry["dtype"]][0])
-                yield name, entry["dtype"], values.reshape(entry["shape"])
-
-
 def gguf_name(name: str) -> str:
     """model.layers.3.mlp.up_proj.weight is blk.3.ffn_up.weight."""
     stem = name.removesuffix(".weight")
@@ -59,13 +42,6 @@ def gguf_name(name: str) -> str:
         return f"{NAMES[stem]}.weight"
     layer, part = stem.removeprefix("model.layers.").split(".", 1)
     return f"blk.{layer}.{NAMES[part]}.weight"
-
-
-def interleaved(weight: Any, heads: int) -> Any:
-    """Rows of queries or keys as llama.cpp rotates them: neighbours are a pair."""
-    rows, columns = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
 
 
 def float32(values: Any, dtype: str) -> Any:
@@ -95,7 +71,7 @@ def write(checkpoint: Path, out: Path) -> None:
             continue
         if ".q_proj" in name or ".k_proj" in name:
             values = interleaved(values, heads if ".q_proj" in name else kv_heads)
-        writer.add_tensor(gguf_name(name), values, raw_dtype=DTYPES[dtype][1])
+        writer.add_tensor(gguf_name(name), values, raw_dtype=gguf.GGMLQuantizationType[dtype])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
