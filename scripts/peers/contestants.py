@@ -168,8 +168,8 @@ BUSY_PREFILL, BUSY_DECODE = "prefill 512, busy core", "decode 128, busy core"
 TESTS = [
     Test(PREFILL, 512, 1, 2, 5),
     Test(DECODE, 1, 129, 2, 5),
-    Test(BUSY_PREFILL, 512, 1, 2, 5, ("smollm2",), busy=True, rounds=3),
-    Test(BUSY_DECODE, 1, 129, 2, 5, ("smollm2",), busy=True, rounds=3),
+    Test(BUSY_PREFILL, 512, 1, 2, 5, ("smollm2",), busy=True, rounds=2),
+    Test(BUSY_DECODE, 1, 129, 2, 5, ("smollm2",), busy=True, rounds=2),
     Test(DEEP, 2048, 65, 2, 1, ("1.1b",), rounds=2),
     Test(SINGLE, 1, 65, 1, 1, ("1.1b",), rounds=2),
     Test("prefill 512, 1 thread", 512, 1, 1, 1, ("1.1b",), rounds=1),

@@ -81,14 +81,23 @@ def faster(model: str, test: str, least: float, peer: str = "") -> Judge:
         if figures.us not in speeds or best not in speeds:
             return None
         ratio = table.ratio(speeds[figures.us], speeds[best])
+        lacking = "" if peer else lacking_text(model, speeds)
         return Verdict(
             f"{table.number(median(speeds[figures.us]))} tok/s",
-            f"{best} {table.number(median(speeds[best]))}",
+            f"{best} {table.number(median(speeds[best]))}{lacking}",
             f"{ratio:.2f}x{ceilings_text(figures, model, test)}",
             ratio >= least,
         )
 
     return judge
+
+
+def lacking_text(model: str, speeds: dict[str, list[float]]) -> str:
+    """, without openvino: the best of those that are there may not be the best."""
+    kind = next(m for m in names.MODELS if m.name == model)
+    peers = [c for c in names.CONTESTANTS if c.environment and c.default and c.measures(kind)]
+    lacking = [c.name for c in peers if c.name not in speeds]
+    return f", without {', '.join(lacking)}" if lacking else ""
 
 
 def ceilings_text(figures: Figures, model: str, test: str) -> str:

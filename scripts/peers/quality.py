@@ -14,7 +14,7 @@ from peers.contestants import Contestant, Model
 from peers.prepare import Missing, say
 from peers.run import PROGRAMS, Run
 
-WINDOWS, WINDOW_TOKENS = 32, 1024
+WINDOWS, WINDOW_TOKENS = 16, 1024
 TEXT_BYTES = 6 * WINDOWS * WINDOW_TOKENS  # enough for them
 
 

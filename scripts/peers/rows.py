@@ -26,8 +26,9 @@ from peers.prepare import HERE, Missing
 from peers.run import Run, streamed_bytes
 from peers.usage import run_watched
 
+FAULTS = Missing, OSError, ValueError, LookupError
 START_TOKENS, MEMORY_TOKENS, HALF_TOKENS = 8, 512, 8
-WARM_STARTS = 5
+WARM_STARTS, HALF_TIMEOUT_S = 5, 90
 LARGE, SMALL, REAL = (
     next(m for m in MODELS if m.name == name) for name in ("1.1b", "15m", "smollm2")
 )
@@ -44,8 +45,8 @@ def each(
     for contestant in [*ours, *(others if peers else ())]:
         try:
             found[contestant.name] = measure(contestant)
-        except Missing as missing:
-            run.leave_out(contestant.name, model.name, missing)
+        except FAULTS as fault:  # the other rows and contestants are worth having
+            run.leave_out(contestant.name, model.name, fault)
     return found
 
 
@@ -157,7 +158,7 @@ def half(run: Run) -> dict[str, Any]:
         test = {"name": "half", "prompt": HALF_TOKENS, "generate": HALF_TOKENS + 1, "reps": 1}
         job = {"threads": len(run.cpus), "cpus": run.cpus, "tests": [test]}
         with pages.memory_limit(limit) as group:
-            found = run.child(contestant, LARGE, {**job, "cgroup": str(group)})
+            found = run.child(contestant, LARGE, {**job, "cgroup": str(group)}, HALF_TIMEOUT_S)
         missing = max(0, streamed_bytes(artifact) - limit)
         speeds = {"read_bytes_per_s": speed, "missing_bytes": missing, "limit_bytes": limit}
         return {**found["tests"]["half"], **speeds}
@@ -187,8 +188,8 @@ def shipped(run: Run) -> dict[str, Any]:
         cpus = ",".join(map(str, run.cpus))
         words = [sys.executable, HERE / "run_shipped.py", bundle, len(run.cpus), cpus, SYSTEM]
         return {"ondevice": run.program(words)}
-    except Missing as missing:
-        run.leave_out(SHIPPED.name, REAL.name, missing)
+    except FAULTS as fault:
+        run.leave_out(SHIPPED.name, REAL.name, fault)
         return {}
 
 

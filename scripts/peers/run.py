@@ -14,7 +14,7 @@ from peers.contestants import CONTEXT_TOKENS, Contestant, Model, Test, tests_of
 from peers.prepare import Cache, Missing, say
 
 PROGRAMS = Path(__file__).resolve().parent
-CHILD_TIMEOUT_S = 1200
+CHILD_TIMEOUT_S = 400
 
 
 @dataclass
@@ -31,14 +31,23 @@ class Run:
     perplexity: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def child(self, contestant: Contestant, model: Model, job: dict[str, Any]) -> dict[str, Any]:
+    def child(
+        self,
+        contestant: Contestant,
+        model: Model,
+        job: dict[str, Any],
+        timeout_s: float = CHILD_TIMEOUT_S,
+    ) -> dict[str, Any]:
         """What run_PEER.py says of a job. Raises Missing."""
         path = self.cache.artifact(contestant, model)
         job = {"path": str(path), "context": CONTEXT_TOKENS, "options": contestant.options, **job}
         python = self.cache.python(contestant.environment)
-        return self.program([python, PROGRAMS / f"run_{contestant.program}.py", json.dumps(job)])
+        words = [python, PROGRAMS / f"run_{contestant.program}.py", json.dumps(job)]
+        return self.program(words, timeout_s)
 
-    def program(self, words: Sequence[Any], **options: Any) -> dict[str, Any]:
+    def program(
+        self, words: Sequence[Any], timeout_s: float = CHILD_TIMEOUT_S, **options: Any
+    ) -> dict[str, Any]:
         """The JSON object in the last line that a program prints. Raises Missing."""
         name = Path(words[1]).name
         try:
@@ -47,11 +56,11 @@ class Run:
                 capture_output=True,
                 text=True,
                 cwd=self.cache.root / "logs",  # where no directory is named like a package
-                timeout=CHILD_TIMEOUT_S,
+                timeout=timeout_s,
                 **options,
             )
         except subprocess.TimeoutExpired:
-            raise Missing(f"{name} took over {CHILD_TIMEOUT_S} s") from None
+            raise Missing(f"{name} took over {timeout_s} s") from None
         try:
             if done.returncode:
                 raise ValueError
@@ -77,7 +86,7 @@ class Run:
             for name, figures in found["tests"].items():
                 self.samples.append({**about, "test": name, "streamed_bytes": size, **figures})
 
-    def leave_out(self, contestant: str, model: str, reason: Missing) -> None:
+    def leave_out(self, contestant: str, model: str, reason: Exception) -> None:
         """Say it once for each reason."""
         if str(reason) not in self.left_out.values():
             say(f"without {contestant} on {model}: {reason}")
