@@ -7,10 +7,11 @@
 
 Each peer is installed with pip into an environment of its own and converts the checkpoints with its
 own tools to its own 4-bit weights, by the way its documentation recommends for CPUs; all that is
-kept in --cache, so that only the first run needs a network, 12 GB and an hour. A round starts one
-process after another of every contestant, in an order that turns with the rounds, all with as many
-threads, on the same cores and with the same prompts, and measures what the machine can do at most.
-Figures are medians of rounds. Peers that cannot be had are left out, and the reason is printed.
+kept in --cache, so that only the first run needs a network, 12 GB and an hour and a half; a later
+one takes 20 minutes. A round starts one process after another of every contestant, in an order that
+turns with the rounds, all with as many threads, on the same cores and with the same prompts, and
+measures what the machine can do at most. Figures are medians of rounds. Peers that cannot be had
+are left out, and the reason is printed.
 
 The goals stand last: what ondevice is to reach beside the best peer, and what it reached. STEM.json
 is written after every row; with --keep, what a run does not measure is taken from it.
@@ -133,7 +134,9 @@ def needed(
 
 def scored(contestants: list[Contestant]) -> list[Contestant]:
     """Whose perplexity is asked: that of everyone, and what it is to be compared with."""
-    return [c for c in CONTESTANTS if c in contestants or c.name in SCORED]
+    real = next(m for m in MODELS if not m.preset)
+    able = [c for c in contestants if c.measures(real)]
+    return [c for c in CONTESTANTS if c in able or c.name in SCORED]
 
 
 def measure_speeds(

@@ -198,10 +198,7 @@ class Cache:
                 builder = [python, "-m", "onnxruntime_genai.models.builder", "-m", checkpoint]
                 words = [*builder, *folders, *options]
             case "executorch":
-                command = [python, HERE / "to_executorch.py", checkpoint]
-                words = [*command, out, CONTEXT_TOKENS]
-                if not model.preset:  # the model whose perplexity is asked
-                    self._run(log, [*command, out / "logits", 1024, "logits"])
+                words = [python, HERE / "to_executorch.py", checkpoint, out, CONTEXT_TOKENS]
             case other:
                 raise AssertionError(other)
         return self._run(log, words)

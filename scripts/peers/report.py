@@ -52,7 +52,9 @@ def report(run: Run, names: list[str]) -> str:
     if goals:
         titles = ["work", "must reach", "ondevice", "best peer", "measured", "reached"]
         parts += ["Goals:", table.markdown(titles, goals, left=6)]
-    parts += [f"Without {what}: {why}" for what, why in run.left_out.items()]
+    for reason in dict.fromkeys(run.left_out.values()):
+        whom = [what for what, why in run.left_out.items() if why == reason]
+        parts.append(f"Without {', '.join(whom)}: {reason}")
     used = {c.environment for c in CONTESTANTS if c.name in names} - {""}
     for name in sorted(used):
         stamp = run.cache.stamp(name)

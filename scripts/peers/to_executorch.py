@@ -1,10 +1,9 @@
 """Export a Llama checkpoint with ExecuTorch, as its documentation does it for Llama on CPUs.
 
-    python to_executorch.py CHECKPOINT OUT CONTEXT [logits]
+    python to_executorch.py CHECKPOINT OUT CONTEXT
 
 OUT gets model.pte: int4 weights in groups of 32 with int8 activations (8da4w) on XNNPACK, int8
-embeddings, its own attention with a key and value cache, prompts of any length. `logits` exports
-another one, for perplexities, that gives the logits of every token.
+embeddings, its own attention with a key and value cache, prompts of any length.
 """
 
 from __future__ import annotations
@@ -96,7 +95,6 @@ def main() -> None:
         "export.max_context_length": context,
         "export.output_dir": out,
         "export.output_name": "model.pte",
-        "debug.generate_full_logits": "logits" in sys.argv[4:],
         "hydra.run.dir": out,
         "hydra.output_subdir": "null",
     }
