@@ -141,6 +141,8 @@ STRUCTS = (
             Field("barrier", "i32", "1: all earlier launches must have finished"),
             Field("tasks", "i32", "index of an extent"),
             Field("rows", "i32", "index of an extent"),
+            Field("chained", "i32", "1: claimed with the launch that runs before it"),
+            Field("each", "i32", "1: run whole by every worker, to the worker's own memory"),
         ),
     ),
     Struct(

@@ -7,13 +7,14 @@ batched decode and verification at any length. Nothing here names a weight's val
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 from ondevice.dims import Extent
 from ondevice.dtypes import DType
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KV_BLOCK_TOKENS = 32
 KV_SPAN_TOKENS = 256  # cached positions that are attended under one softmax
 ALL_SPANS = 2**31 - 1
@@ -26,6 +27,7 @@ class Space(IntEnum):
     ARENA = 1  # index: slot; offset: bytes inside the slot
     STEP = 2  # index: a StepBuffer
     KV = 3  # the base of the pool of KV blocks
+    WORKER = 4  # offset: bytes in the worker's own memory
 
 
 class StepBuffer(IntEnum):
@@ -82,6 +84,14 @@ class Launch:
     source: str  # the place in the model this comes from, e.g. "layers.3.mlp.up"
     min_spans: int = 0
     max_spans: int = ALL_SPANS
+    chained: bool = False  # who claims tasks of the launch before runs these after them
+    each: bool = False  # every worker runs it whole, for itself
+
+    def runs(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a step of these sizes runs it."""
+        rows = self.min_rows <= self.rows.evaluate(sizes) <= self.max_rows
+        spans = self.min_spans <= sizes["T"] <= self.max_spans
+        return rows and spans and self.tasks.evaluate(sizes) > 0
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,22 @@ class Program:
     launches: tuple[Launch, ...]
     weights: tuple[WeightEntry, ...]
     weights_bytes: int  # length of the data behind the header
+    worker_bytes: int = 0  # of each worker, for what it computes for itself
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What kernels want of each worker; the worker's own results lie behind it."""
+        return max((kernel.scratch_bytes for kernel in self.kernels), default=0)
+
+    def running(self, sizes: Mapping[str, int]) -> list[Launch]:
+        """The launches of a step of these sizes, in order."""
+        return [launch for launch in self.launches if launch.runs(sizes)]
+
+    def barriers(self, sizes: Mapping[str, int]) -> tuple[int, float]:
+        """How often a step of these sizes waits for all workers, and how often in each layer."""
+        waits = [launch.source for launch in self.running(sizes) if launch.barrier]
+        inside = sum(source.startswith("layers.") for source in waits)
+        return len(waits), inside / self.kv.layers
 
     @property
     def block_table_width(self) -> int:

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 
 from ondevice.bundle.program import (
     ALL_SPANS,
+    KV_SPAN_TOKENS,
     Argument,
     KvCache,
     Launch,
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 SIZES = (
     "vocab_size", "context_tokens", "prefill_chunk_tokens", "logit_rows", "weights_bytes",
+    "worker_bytes",
 )  # fmt: skip
 
 
@@ -41,6 +43,7 @@ def print_program(program: Program) -> str:
     lines += [f"kernel {k.symbol} {k.scratch_bytes} {k.text_sha256}" for k in program.kernels]
     lines += [_weight(entry) for entry in program.weights]
     lines += [_launch(launch) for launch in program.launches]
+    lines += [_waits(program, rows) for rows in (1, program.prefill_chunk_tokens)]
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +54,13 @@ def parse_program(text: str) -> Program:
         return parser.program()
     except ValueError as error:  # a size or a number that is none
         parser.fail(str(error))
+
+
+def _waits(program: Program, rows: int) -> str:
+    """A remark, which the parser leaves out."""
+    spans = -(-rows // KV_SPAN_TOKENS)
+    total, layer = program.barriers({"S": rows, "L": 1, "B": 1, "P": 0, "T": spans})
+    return f"# a step of {rows} tokens has {total} barriers, {layer:.1f} in a layer"
 
 
 def _weight(entry: WeightEntry) -> str:
@@ -67,12 +77,17 @@ def _launch(launch: Launch) -> str:
     spans = f" spans {launch.min_spans}..{launch.max_spans}"
     limited = (launch.min_spans, launch.max_spans) != (0, ALL_SPANS)
     return (
-        f"launch {'barrier' if launch.barrier else 'free'} {launch.kernel}"
+        f"launch {_start(launch)} {launch.kernel}"
         f" ({arguments}) ({scalars})"
         f" tasks {launch.tasks} by {launch.chunk}"
         f" when {launch.min_rows}..{launch.max_rows} {launch.rows}{spans if limited else ''}"
         f" # {launch.source}"
     )
+
+
+def _start(launch: Launch) -> str:
+    start = "barrier" if launch.barrier else "chained" if launch.chained else "free"
+    return f"{start} each" if launch.each else start
 
 
 def _argument(argument: Argument) -> str:
@@ -86,7 +101,8 @@ class _Parser:
     """Lines by their first word, in the order that `print_program` writes them."""
 
     def __init__(self, text: str) -> None:
-        self.lines = [line for line in text.split("\n") if line]
+        lines = text.split("\n")
+        self.lines = [line for line in lines if line and not line.startswith("# ")]
         self.at = 0  # lines read so far
 
     def program(self) -> Program:
@@ -131,23 +147,26 @@ class _Parser:
 
     def launch(self) -> Launch:
         match = self.match(
-            r"launch (barrier|free) (\d+) \((\S+(?: \S+)*)\) \(((?:\S+(?: \S+)*)?)\)"
+            r"launch (barrier|chained|free)( each)? (\d+)"
+            r" \((\S+(?: \S+)*)\) \(((?:\S+(?: \S+)*)?)\)"
             r" tasks (\S+) by (\d+) when (\d+)\.\.(\d+) (\S+)"
             r"(?: spans (\d+)\.\.(\d+))? # (.*)"
         )
         return Launch(
-            kernel=int(match[2]),
-            arguments=tuple(map(self.argument, match[3].split())),
-            scalars=tuple(map(Extent.parse, match[4].split())),
-            tasks=Extent.parse(match[5]),
-            chunk=int(match[6]),
-            rows=Extent.parse(match[9]),
-            min_rows=int(match[7]),
-            max_rows=int(match[8]),
+            kernel=int(match[3]),
+            arguments=tuple(map(self.argument, match[4].split())),
+            scalars=tuple(map(Extent.parse, match[5].split())),
+            tasks=Extent.parse(match[6]),
+            chunk=int(match[7]),
+            rows=Extent.parse(match[10]),
+            min_rows=int(match[8]),
+            max_rows=int(match[9]),
             barrier=match[1] == "barrier",
-            source=match[12],
-            min_spans=int(match[10] or 0),
-            max_spans=int(match[11] or ALL_SPANS),
+            source=match[13],
+            min_spans=int(match[11] or 0),
+            max_spans=int(match[12] or ALL_SPANS),
+            chained=match[1] == "chained",
+            each=match[2] is not None,
         )
 
     def argument(self, text: str) -> Argument:

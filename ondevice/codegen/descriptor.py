@@ -68,7 +68,12 @@ def emit_descriptor(program: Program, variants: Sequence[Variant]) -> str:
             "od_arguments",
             "od_argument",
             [
-                _value("od_argument", space=int(a.space), index=int(a.index), offset=a.offset)
+                _value(
+                    "od_argument",
+                    space=int(a.space),
+                    index=int(a.index),
+                    offset=_offset(program, a),
+                )
                 for a in arguments.rows
             ],
         ),
@@ -98,6 +103,8 @@ def check(program: Program, variants: Sequence[Variant]) -> None:
                 raise ToolchainError(f"launch {launch.source!r}: no arena slot {a.index}")
             if a.space == Space.WEIGHTS and not 0 <= a.offset < program.weights_bytes:
                 raise ToolchainError(f"launch {launch.source!r}: weights offset {a.offset}")
+            if a.space == Space.WORKER and not 0 <= a.offset < program.worker_bytes:
+                raise ToolchainError(f"launch {launch.source!r}: own memory offset {a.offset}")
 
 
 def _model(
@@ -122,7 +129,7 @@ def _model(
         slot_count=len(program.slots),
         rope_count=len(program.ropes),
         kv_block_bytes=program.kv.block_bytes,
-        scratch_bytes=max((k.scratch_bytes for k in program.kernels), default=0),
+        scratch_bytes=program.scratch_bytes + program.worker_bytes,
         weights_bytes=program.weights_bytes,
         variants="@od_variants",
         launches="@od_launches",
@@ -132,6 +139,11 @@ def _model(
         ropes="@od_ropes",
         inv_freq="@od_inv_freq",
     )
+
+
+def _offset(program: Program, argument: Argument) -> int:
+    own = argument.space == Space.WORKER
+    return argument.offset + (program.scratch_bytes if own else 0)
 
 
 def _variant(number: int, variant: Variant) -> str:
@@ -163,6 +175,8 @@ def _launches(
             barrier=int(launch.barrier),
             tasks=extents.place(launch.tasks),
             rows=extents.place(launch.rows),
+            chained=int(launch.chained),
+            each=int(launch.each),
         )
         for launch in launches
     ]

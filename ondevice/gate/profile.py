@@ -45,12 +45,6 @@ class Step:
     logits: int
     depth: int
 
-    def runs(self, launch: Launch) -> bool:
-        sizes = self.sizes
-        rows = launch.min_rows <= launch.rows.evaluate(sizes) <= launch.max_rows
-        spans = launch.min_spans <= sizes["T"] <= launch.max_spans
-        return rows and spans and launch.tasks.evaluate(sizes) > 0
-
     @property
     def sizes(self) -> dict[str, int]:
         spans = -(-(self.depth + self.rows) // KV_SPAN_TOKENS)
@@ -221,7 +215,7 @@ def _phase(
             wall_s = run_s(conversation, random.integers(program.vocab_size, size=total).tolist())
             rows = counted.rows()
             events = counted.events()
-    barriers, in_layers = _barriers(program, steps[-1])
+    barriers, in_layer = program.barriers(steps[-1].sizes)
     return Phase(
         name=name,
         tokens=total,
@@ -229,7 +223,7 @@ def _phase(
         steps=tuple(steps),
         rows=tuple(_rows(program, steps, rows, engine.info.threads)),
         barriers_per_step=barriers,
-        barriers_per_layer=in_layers / program.kv.layers,
+        barriers_per_layer=in_layer,
         trace=last_step(events),
     )
 
@@ -246,7 +240,7 @@ def _rows(
             yield LaunchRow(number, SAMPLING, SAMPLING, "", runs, busy, wait, 0, 0, 0)
             continue
         launch = program.launches[number]
-        ran = [step for step in steps if step.runs(launch)]
+        ran = [step for step in steps if launch.runs(step.sizes)]
         symbol = program.kernels[launch.kernel].symbol
         kernel = re.sub(r"^od_|_[0-9a-f]{8}$", "", symbol)
         work = _work(program, launch, kernel, ran)
@@ -278,22 +272,6 @@ def _weights(program: Program, launch: Launch) -> list[WeightEntry]:
     """The tensors that a launch reads, each once."""
     offsets = {a.offset for a in launch.arguments if a.space == Space.WEIGHTS}
     return [e for e in program.weights if any(0 <= o - e.offset < e.size_bytes for o in offsets)]
-
-
-def _barriers(program: Program, step: Step) -> tuple[int, int]:
-    """Barriers of a step, and those of them inside layers.
-
-    A barrier before a launch that does not run holds for the next that does.
-    """
-    pending = False
-    total = in_layers = 0
-    for launch in program.launches:
-        pending |= launch.barrier
-        if step.runs(launch):
-            total += pending
-            in_layers += pending and launch.source.startswith("layers.")
-            pending = False
-    return total, in_layers
 
 
 def last_step(events: Events) -> Events:

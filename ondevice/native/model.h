@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define OD_FORMAT_VERSION 3
+#define OD_FORMAT_VERSION 4
 #define OD_KV_BLOCK_TOKENS 32
 #define OD_KV_SPAN_TOKENS 256
 #define OD_ALIGN_BYTES 64
@@ -19,6 +19,7 @@ typedef enum od_space {
     OD_SPACE_ARENA = 1,
     OD_SPACE_STEP = 2,
     OD_SPACE_KV = 3,
+    OD_SPACE_WORKER = 4,
 } od_space;
 
 typedef enum od_step_buffer {
@@ -110,6 +111,8 @@ typedef struct od_launch {
     int32_t barrier; /* 1: all earlier launches must have finished */
     int32_t tasks; /* index of an extent */
     int32_t rows; /* index of an extent */
+    int32_t chained; /* 1: claimed with the launch that runs before it */
+    int32_t each; /* 1: run whole by every worker, to the worker's own memory */
 } od_launch;
 
 /* Rows of cos[half_dim] then sin[half_dim]; angle = position * inv_freq in float. */

@@ -44,6 +44,7 @@ static bool argument_valid(const od_model *model, const od_argument *a) {
         case OD_SPACE_ARENA: return a->index >= 0 && a->index < model->slot_count;
         case OD_SPACE_STEP: return a->index >= 0 && a->index < OD_STEP_ROPE + model->rope_count;
         case OD_SPACE_KV: return true;
+        case OD_SPACE_WORKER: return a->offset >= 0 && a->offset < model->scratch_bytes;
         default: return false;
     }
 }
@@ -55,6 +56,7 @@ static bool inside(int32_t first, int32_t count, int32_t length) {
 
 static bool launch_valid(const od_model *model, const od_launch *launch) {
     bool ok = inside(launch->kernel, 1, model->kernel_count) && launch->chunk > 0 &&
+              launch->argument_count <= OD_MAX_BUFFERS &&
               inside(launch->first_argument, launch->argument_count, model->argument_count) &&
               inside(launch->first_scalar, launch->scalar_count, model->extent_count) &&
               inside(launch->tasks, 1, model->extent_count) &&
@@ -185,29 +187,43 @@ static void *resolve(const od_program *program, const od_argument *a) {
         case OD_SPACE_ARENA:
             return (uint8_t *)program->arena.data + program->slots[a->index] + a->offset;
         case OD_SPACE_STEP: return (uint8_t *)program->step[a->index].data + a->offset;
+        case OD_SPACE_WORKER: return (void *)(uintptr_t)a->offset; /* see od_work */
         default: return program->kv;
     }
 }
 
-static void plan_launch(od_program *program, const od_launch *launch, int32_t tasks, bool barrier) {
-    const od_model *model = program->model;
+/* Returns a mask of the buffers that are the worker's own. */
+static uint32_t plan_buffers(od_program *program, const od_launch *launch) {
+    uint32_t own = 0;
     for (int32_t i = 0; i < launch->argument_count; i++) {
         int32_t at = launch->first_argument + i;
-        program->buffers[at] = resolve(program, &model->arguments[at]);
+        const od_argument *argument = &program->model->arguments[at];
+        program->buffers[at] = resolve(program, argument);
+        if (argument->space == OD_SPACE_WORKER) own |= UINT32_C(1) << i;
     }
+    return own;
+}
+
+static od_work *plan_launch(od_program *program, const od_launch *launch, int32_t tasks) {
+    const od_model *model = program->model;
     for (int32_t i = 0; i < launch->scalar_count; i++) {
         int32_t at = launch->first_scalar + i;
         program->scalars[at] =
             (int32_t)od_extent_evaluate(&model->extents[at], &program->planned);
     }
     od_work *work = &program->work[program->work_count++];
+    work->own = plan_buffers(program, launch);
+    work->buffer_count = (uint8_t)launch->argument_count;
+    work->each = launch->each != 0;
+    work->chained = 0;
     work->tasks = tasks;
     work->chunk = launch->chunk;
-    work->barrier = barrier;
+    work->barrier = launch->barrier != 0;
     work->launch = (int32_t)(launch - model->launches);
     work->kernel = program->variant->kernels[launch->kernel];
     work->buffers = program->buffers + launch->first_argument;
     work->scalars = program->scalars + launch->first_scalar;
+    return work;
 }
 
 /* Sizes change from step to step while a prompt is read and hardly ever while tokens are
@@ -218,16 +234,20 @@ static void plan(od_program *program, const od_threads *threads, const od_sizes 
     program->planned = *sizes;
     program->work_count = 0;
     place_slots(model, sizes, program->slots);
-    bool barrier = false; /* a barrier of a launch that does not run holds for the next that does */
+    od_work *head = NULL; /* what later launches may be chained to */
     for (int32_t i = 0; i < model->launch_count; i++) {
         const od_launch *launch = &model->launches[i];
         int64_t rows = od_extent_evaluate(&model->extents[launch->rows], sizes);
         int64_t tasks = od_extent_evaluate(&model->extents[launch->tasks], sizes);
-        barrier |= launch->barrier != 0;
         if (rows < launch->min_rows || rows > launch->max_rows || tasks <= 0) continue;
         if (sizes->t < launch->min_spans || sizes->t > launch->max_spans) continue;
-        plan_launch(program, launch, (int32_t)tasks, barrier);
-        barrier = false;
+        od_work *work = plan_launch(program, launch, (int32_t)tasks);
+        if (launch->chained && head != NULL && head->chained < OD_MAX_CHAINED) {
+            head->chained++;
+        } else {
+            work->barrier |= launch->chained != 0;
+            head = work;
+        }
     }
     od_threads_prepare(threads, program->work, program->work_count);
 }

@@ -93,12 +93,33 @@ static bool claim_from_others(od_threads *threads, const worker *self, int32_t e
     return false;
 }
 
-static void run_piece(od_threads *threads, worker *self, const piece *claimed) {
+/* Those of the tasks [begin, end) that there are. */
+static void run_tasks(const od_work *work, int64_t begin, int64_t end, uint8_t *scratch) {
+    void *const *buffers = work->buffers;
+    void *own[OD_MAX_BUFFERS];
+    if (work->own != 0) {
+        for (int32_t i = 0; i < work->buffer_count; i++)
+            own[i] = (work->own >> i & 1) ? scratch + (uintptr_t)buffers[i] : buffers[i];
+        buffers = own;
+    }
+    if (end > work->tasks) end = work->tasks;
+    if (begin < end)
+        work->kernel(buffers, work->scalars, (int32_t)begin, (int32_t)end, scratch);
+}
+
+/* `ticks` grows by what each work of the chain takes; NULL: do not count. */
+static void run_piece(od_threads *threads, worker *self, const piece *claimed, int64_t *ticks) {
     const od_work *work = claimed->work;
     int64_t begin = (int64_t)claimed->first * work->chunk;
     int64_t end = begin + (int64_t)claimed->count * work->chunk;
-    if (end > work->tasks) end = work->tasks;
-    work->kernel(work->buffers, work->scalars, (int32_t)begin, (int32_t)end, self->scratch);
+    int64_t then = ticks == NULL ? 0 : od_ticks();
+    for (int32_t i = 0; i <= work->chained; i++) {
+        run_tasks(&work[i], begin, end, self->scratch);
+        if (ticks == NULL) continue;
+        int64_t now = od_ticks();
+        ticks[i] += now - then;
+        then = now;
+    }
     uint32_t finished = atomic_load_explicit(&self->finished, memory_order_relaxed);
     finished += claimed->count;
     atomic_store_explicit(&self->finished, finished, memory_order_release);
@@ -125,13 +146,24 @@ static void sleep_at_barrier(od_threads *threads, uint32_t chunks) {
     atomic_fetch_sub(&threads->done.sleepers, 1);
 }
 
+/* One run of the work and one of each that is chained to it, as if they came one by one. */
+static void add_runs(od_threads *threads, const od_work *work, od_run run, const int64_t *ticks) {
+    int64_t end = run.end;
+    for (int32_t i = 0; i <= work->chained; i++) {
+        run.launch = work[i].launch;
+        run.end = i == work->chained ? end : run.begin + ticks[i];
+        od_profile_add(threads->profile, &run);
+        run.arrived = run.begin = run.end;
+    }
+}
+
 /* Run what another had not begun; returns the ticks that it took. */
 static int64_t run_stolen(od_threads *threads, worker *self, const piece *claimed) {
-    int64_t begin = od_ticks();
-    run_piece(threads, self, claimed);
-    od_run run = {.launch = claimed->work->launch, .worker = self->number, .stolen = true,
-                  .chunks = claimed->count, .arrived = begin, .begin = begin, .end = od_ticks()};
-    if (threads->profile != NULL) od_profile_add(threads->profile, &run);
+    int64_t begin = od_ticks(), ticks[OD_MAX_CHAINED + 1] = {0};
+    run_piece(threads, self, claimed, threads->profile == NULL ? NULL : ticks);
+    od_run run = {.worker = self->number, .stolen = true, .chunks = claimed->count,
+                  .arrived = begin, .begin = begin, .end = od_ticks()};
+    if (threads->profile != NULL) add_runs(threads, claimed->work, run, ticks);
     return run.end - begin;
 }
 
@@ -160,18 +192,20 @@ static int64_t wait_until_finished(od_threads *threads, worker *self, uint32_t c
 static void walk(od_threads *threads, worker *self) {
     od_profile *profile = threads->profile;
     int64_t now = profile == NULL ? 0 : od_ticks();
-    for (int32_t i = 0; i < threads->work_count; i++) {
+    for (int32_t i = 0; i < threads->work_count; i += 1 + threads->work[i].chained) {
         const od_work *work = &threads->work[i];
-        od_run run = {.launch = work->launch, .worker = self->number, .arrived = now, .begin = now};
+        int64_t ticks[OD_MAX_CHAINED + 1] = {0};
+        od_run run = {.worker = self->number, .arrived = now, .begin = now};
         if (work->barrier) {
             run.arrived += wait_until_finished(threads, self, work->chunks_before, i);
             if (profile != NULL) run.begin = od_ticks();
         }
+        if (work->each) run_tasks(work, 0, work->tasks, self->scratch);
         for (piece own; claim(threads, self, i + 1, &own); run.chunks += own.count)
-            run_piece(threads, self, &own);
+            run_piece(threads, self, &own, profile == NULL ? NULL : ticks);
         if (profile == NULL) continue;
         now = run.end = od_ticks();
-        od_profile_add(profile, &run);
+        add_runs(threads, work, run, ticks);
     }
     wait_until_finished(threads, self, threads->chunks, threads->work_count);
 }
@@ -195,10 +229,20 @@ static void worker_main(void *argument) {
     }
 }
 
+/* The most tasks of the work and of all that is chained to it. */
+static int32_t chain_tasks(const od_work *work) {
+    int32_t most = 0;
+    for (int32_t i = 0; i <= work->chained; i++)
+        if (work[i].tasks > most) most = work[i].tasks;
+    return most;
+}
+
 void od_threads_prepare(const od_threads *threads, od_work *work, int32_t count) {
     uint32_t total = 0, first_extra = 0, workers = (uint32_t)threads->count;
+    int32_t chained = 0; /* of the next works */
     for (int32_t i = 0; i < count; i++) {
-        int32_t tasks = work[i].tasks;
+        int32_t tasks = work[i].each || chained > 0 ? 0 : chain_tasks(&work[i]);
+        chained = chained > 0 ? chained - 1 : work[i].chained;
         uint32_t chunks = tasks <= 0 ? 0 : (uint32_t)((tasks - 1) / work[i].chunk + 1);
         if (work[i].barrier) first_extra = 0; /* a lone chunk stays where the last one was */
         work[i].chunks_before = total;

@@ -7,13 +7,25 @@
 #include "profile.h"
 
 #define OD_MAX_THREADS 128
+#define OD_MAX_CHAINED 7
+#define OD_MAX_BUFFERS 32
 
-/* Tasks [0, tasks) of one kernel, claimed in multiples of `chunk`. Nobody writes to it while it runs. */
+/* Tasks [0, tasks) of one kernel, claimed in multiples of `chunk`. Nobody writes to it while it runs.
+ *
+ * The `chained` works behind it are claimed with it: who claims tasks runs these of all of them, one
+ * work after the other. Work that is `each` is run whole by every worker on its way and writes to
+ * the worker's scratch: where bit i of `own` is set, buffers[i] is an offset in it. A worker that
+ * comes late may read what is already overwritten, but then nothing is left for it to claim, up to
+ * the next barrier, and nobody sees what it makes of that. */
 typedef struct od_work {
     int32_t tasks;
     int32_t chunk;
     int32_t launch; /* as profiles call it */
     bool barrier;   /* all earlier work must have finished */
+    bool each;
+    uint8_t chained;
+    uint8_t buffer_count;
+    uint32_t own;
     od_kernel kernel;
     void *const *buffers;
     const int32_t *scalars;

@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from ondevice.bundle.program import Slot
 from ondevice.dims import Extent
-from ondevice.errors import GraphError
-from ondevice.graph.graph import Graph, TensorType, Value
-from ondevice.graph.ops import ACTIVATIONS, OPS
+from ondevice.graph.graph import Graph, Node
+from ondevice.graph.ops import OPS
+from ondevice.passes.alignment import Memory
+from ondevice.passes.arena import arena_sizes, size_bytes
 from ondevice.passes.context import Context
-from ondevice.quant.scheme import activation_bytes
+from ondevice.passes.instances import Instances
+from ondevice.passes.phases import always_apart, plan_phases
 
 
 def plan_memory(graph: Graph, context: Context) -> Graph:
     """Gives each value the best free slot whose size grows with the same symbol, else a new one.
 
-    A slot is free behind the first barrier after the last reader of its value: taken earlier it
-    would force a barrier of its own between launches that have nothing else to do with each other.
+    A slot is free behind the first barrier after the last reader of its value that steps of every
+    size have: taken earlier it would make launches wait that have nothing else to do with each
+    other.
     """
+    apart = always_apart(plan_phases(graph, Instances(graph, context), by_value(graph)))
     last = _last_reads(graph)
+    arena = arena_sizes(graph)
     free: list[int] = []
     done: list[int] = []  # free from the next barrier on
-    written: set[str] = set()  # since the last barrier
     sizes: list[Extent] = []
     storage: dict[str, int] = {}
     for position, node in enumerate(graph.nodes):
-        if written.intersection(node.reads()):
+        name = node.output.name
+        if name in apart:
             free += done
             done.clear()
-            written.clear()
-        value = node.output
-        written.add(value.name)
-        if in_arena(graph, value):
-            size = size_bytes(value.type)
-            slot = _best(free, sizes, size)
+        if name in arena:
+            slot = _best(free, sizes, arena[name])
             if slot is None:
                 slot = len(sizes)
-                sizes.append(size)
+                sizes.append(arena[name])
             else:
                 free.remove(slot)
-                sizes[slot] = larger(sizes[slot], size)
-            storage[value.name] = slot
+                sizes[slot] = larger(sizes[slot], arena[name])
+            storage[name] = slot
         read = dict.fromkeys(node.reads())
         done += [storage[n] for n in read if last.get(n) == position and n in storage]
     return replace(graph, storage=tuple(storage.items()))
 
 
+def by_value(graph: Graph) -> Memory:
+    """Every value in memory of its own, but for states, which are changed in place."""
+    fixed = {weight.name for weight in graph.weights}
+    states = {
+        name
+        for node in graph.nodes
+        if (op := OPS[node.op]).state
+        for name in (node.output.name, node.inputs[op.inputs.index(op.state)])
+    }
+
+    def memory(name: str, node: Node) -> Hashable:
+        if name in states:
+            return ("state", node.attr("layer"))
+        return None if name in fixed else name
+
+    return memory
+
+
 def plan_separately(graph: Graph, context: Context) -> Graph:
     """The trivial form: a slot for every value."""
-    values = [node.output for node in graph.nodes if in_arena(graph, node.output)]
-    return replace(graph, storage=tuple((value.name, i) for i, value in enumerate(values)))
+    return replace(graph, storage=tuple((name, i) for i, name in enumerate(arena_sizes(graph))))
 
 
 def slots(graph: Graph) -> tuple[Slot, ...]:
@@ -66,28 +85,6 @@ def slots(graph: Graph) -> tuple[Slot, ...]:
             size = larger(size, size_bytes(types[name]))
         planned.append(Slot(by_slot[slot][0], size))
     return tuple(planned)
-
-
-def in_arena(graph: Graph, value: Value) -> bool:
-    """Results of pure ops live in the arena, except what leaves the step."""
-    state = {node.output.name for node in graph.nodes if OPS[node.op].state}
-    return value.name not in graph.outputs and value.name not in state
-
-
-def size_bytes(type_: TensorType) -> Extent:
-    """Bytes of an activation. GraphError where two of its dims are symbolic."""
-    if type_.scheme == ACTIVATIONS:
-        return activation_bytes(type_.shape[0], type_.shape[1].static or 0)
-    size = Extent.of(type_.dtype.bytes)
-    for dim in type_.shape:
-        static = dim.static
-        if static is not None:
-            size = size * static
-        elif size.static is not None:
-            size = dim * size.static
-        else:
-            raise GraphError(f"{type_} has two symbolic dims; an arena value may have one")
-    return size
 
 
 def _last_reads(graph: Graph) -> dict[str, int]:

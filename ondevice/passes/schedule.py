@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from ondevice.bundle.program import (
@@ -17,15 +17,19 @@ from ondevice.bundle.program import (
     StepBuffer,
     WeightEntry,
 )
-from ondevice.dims import Extent
 from ondevice.errors import GraphError
-from ondevice.graph.graph import Choice, Graph, Node
+from ondevice.graph.graph import Graph, Node
 from ondevice.graph.ops import OPS
-from ondevice.lang.kernel_ir import Const, Expr, Kernel, Op, Var
-from ondevice.lang.library import Instance, Types, instantiate
+from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.text import print_kernel
+from ondevice.passes.alignment import Memory
+from ondevice.passes.arena import arena_sizes
 from ondevice.passes.context import Context
+from ondevice.passes.instances import Instances, tasks_of
+from ondevice.passes.phases import plan_phases
 from ondevice.passes.plan_memory import slots
+from ondevice.passes.roles import Placed, Role, assign_roles
+from ondevice.passes.tasks import Regime
 
 STEP_INPUTS = {buffer.name.lower(): buffer for buffer in StepBuffer}
 
@@ -54,21 +58,22 @@ def schedule(
 ) -> tuple[Program, tuple[VariantKernels, ...]]:
     """The launch table in graph order, and the kernels it names, each once.
 
-    A launch waits for the earlier ones only where it reads or overwrites what they wrote since the
-    last wait, or writes what they read. `barriers_everywhere` is the trivial form.
+    How launches follow each other is what `plan_phases` finds; `barriers_everywhere` is the trivial
+    form.
     """
     kernels = KernelTable()
     places = _places(graph, frame)
-    types = graph.types()
-    hazards = Hazards()
-    launches: list[Launch] = []
-    for node in graph.nodes:
-        touched = _touched(node, places)
-        barrier = hazards.barrier(*touched) or barriers_everywhere
-        for choice in node.choices:
-            instances = _instances(choice, node, types, context)
-            chunk = context.library.kernels[choice.kernel].chunk
-            launches.append(_launch(kernels, instances, choice, node, places, chunk, barrier))
+    instances = Instances(graph, context)
+    if barriers_everywhere:
+        roles, worker_bytes = _all_wait(graph), 0
+    else:
+        runs = plan_phases(graph, instances, _memory(places))
+        roles, worker_bytes = assign_roles(runs, arena_sizes(graph))
+    launches = [
+        _launch(kernels, instances, placed, node, places)
+        for node in graph.nodes
+        for placed in roles[node.output.name]
+    ]
     program = Program(
         name=frame.name,
         vocab_size=frame.vocab_size,
@@ -82,8 +87,26 @@ def schedule(
         launches=tuple(launches),
         weights=frame.weights,
         weights_bytes=frame.weights_bytes,
+        worker_bytes=worker_bytes,
     )
     return program, tuple(kernels.kernels)
+
+
+def _all_wait(graph: Graph) -> dict[str, list[Placed]]:
+    role = Role(barrier=True)
+    return {
+        node.output.name: [
+            Placed(
+                choice,
+                Regime(
+                    "", (choice.min_rows, choice.max_rows), (choice.min_spans, choice.max_spans)
+                ),
+                role,
+            )
+            for choice in node.choices
+        ]
+        for node in graph.nodes
+    }
 
 
 @dataclass
@@ -93,8 +116,15 @@ class KernelTable:
     kernels: list[VariantKernels] = field(default_factory=list)
     rows: list[ProgramKernel] = field(default_factory=list)
     _known: dict[VariantKernels, int] = field(default_factory=dict)
+    _same: dict[tuple[int, ...], int] = field(default_factory=dict)  # to hash a kernel takes long
 
     def number(self, kernels: VariantKernels) -> int:
+        same = tuple(map(id, kernels))
+        if same not in self._same:
+            self._same[same] = self._number(kernels)
+        return self._same[same]
+
+    def _number(self, kernels: VariantKernels) -> int:
         if kernels not in self._known:
             texts = dict.fromkeys(map(print_kernel, kernels))
             digest = hashlib.sha256("".join(texts).encode()).hexdigest()
@@ -106,35 +136,16 @@ class KernelTable:
         return self._known[kernels]
 
 
-@dataclass
-class Hazards:
-    """What the launches since the last barrier read and wrote."""
+def _memory(places: Mapping[str, Argument]) -> Memory:
+    """A value's slot of the arena or step buffer, or its layer of the cache."""
 
-    read: set[object] = field(default_factory=set)
-    written: set[object] = field(default_factory=set)
-
-    def barrier(self, reads: set[object], writes: set[object]) -> bool:
-        """Whether a launch that touches these must wait; then it is noted."""
-        wait = bool(reads & self.written or writes & (self.written | self.read))
-        if wait:
-            self.read.clear()
-            self.written.clear()
-        self.read |= reads
-        self.written |= writes
-        return wait
-
-
-def _touched(node: Node, places: Mapping[str, Argument]) -> tuple[set[object], set[object]]:
-    """(reads, writes) of a node as memory: an arena slot, a step buffer, a layer of the cache."""
-
-    def memory(name: str) -> object:
+    def memory(name: str, node: Node) -> Hashable:
         place = places[name]
-        if place.space == Space.KV:
-            return (place.space, node.attr("layer"))
-        return (place.space, place.index)
+        if place.space == Space.WEIGHTS:
+            return None
+        return (place.space, node.attr("layer") if place.space == Space.KV else place.index)
 
-    reads = {memory(n) for n in node.reads() if places[n].space != Space.WEIGHTS}
-    return reads, {memory(node.output.name)}
+    return memory
 
 
 def _places(graph: Graph, frame: Frame) -> dict[str, Argument]:
@@ -157,73 +168,30 @@ def _places(graph: Graph, frame: Frame) -> dict[str, Argument]:
     return places
 
 
-def _instances(choice: Choice, node: Node, types: Types, context: Context) -> list[Instance]:
-    """The choice for each CPU variant. GraphError where they could not share a launch."""
-    instances = []
-    for variant in context.target.cpu.variants:
-        name, schedule = choice.on(variant.name)
-        row = context.library.kernels[name]
-        instances.append(instantiate(context.library, row, node, types, schedule))
-    if len({(i.buffers, i.scalars, _tasks(i.kernel.extents, i)) for i in instances}) != 1:
-        raise GraphError(f"{choice.kernel}: CPU variants differ in their arguments or tasks")
-    return instances
-
-
 def _launch(
     kernels: KernelTable,
-    instances: Sequence[Instance],
-    choice: Choice,
+    instances: Instances,
+    placed: Placed,
     node: Node,
     places: Mapping[str, Argument],
-    chunk: int,
-    barrier: bool,
 ) -> Launch:
-    instance = instances[0]
+    choice, regime, role = placed.choice, placed.regime, placed.role
+    variants = instances.of(choice, node)
+    instance = variants[0]
+    own = {name: Argument(Space.WORKER, 0, offset) for name, offset in role.own}
     return Launch(
-        kernel=kernels.number(tuple(i.kernel for i in instances)),
-        arguments=tuple(places[name] for name in instance.buffers),
+        kernel=kernels.number(tuple(variant.kernel for variant in variants)),
+        arguments=tuple(own.get(name) or places[name] for name in instance.buffers),
         scalars=instance.scalars,
-        tasks=_tasks(instance.kernel.extents, instance),
-        chunk=chunk,
+        tasks=tasks_of(instance),
+        chunk=role.chunk or instances.chunk(choice),
         rows=instance.rows,
-        min_rows=choice.min_rows,
-        max_rows=choice.max_rows,
-        barrier=barrier,
+        min_rows=regime.rows[0],
+        max_rows=regime.rows[1],
+        barrier=role.barrier,
         source=node.output.name,
-        min_spans=choice.min_spans,
-        max_spans=choice.max_spans,
+        min_spans=regime.spans[0],
+        max_spans=regime.spans[1],
+        chained=role.chained,
+        each=role.each,
     )
-
-
-def _tasks(extents: Sequence[Expr], instance: Instance) -> Extent:
-    """The product of the parallel loop's extents; at most one of them may be symbolic."""
-    values = dict(zip(instance.kernel.scalars, instance.scalars, strict=True))
-    total = Extent.of(1)
-    for expression in extents:
-        extent = _extent(expression, values)
-        if extent.static is not None:
-            total = total * extent.static
-        elif total.static is not None:
-            total = extent * total.static
-        else:
-            raise GraphError(f"{instance.kernel.name}: two run-time extents in one parallel loop")
-    return total
-
-
-def _extent(expression: Expr, values: Mapping[str, Extent]) -> Extent:
-    """An index expression of a kernel as an Extent of the step's symbols."""
-    if isinstance(expression, Const):
-        return Extent.of(int(expression.value))
-    if isinstance(expression, Var):
-        return values[expression.name]
-    if isinstance(expression, Op):
-        a, b = (_extent(argument, values) for argument in expression.args)
-        if expression.name == "floordiv" and b.static is not None:
-            return (a + (1 - b.static)).ceildiv(b.static)  # floor(a / b) is ceil((a - b + 1) / b)
-        if expression.name == "mul" and b.static is not None:
-            return a * b.static
-        if expression.name == "mul" and a.static is not None:
-            return b * a.static
-        if expression.name == "add":
-            return a + b
-    raise GraphError(f"a parallel loop's extent must be a linear form, not {expression}")

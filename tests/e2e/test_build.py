@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +42,15 @@ def print_llvm(text: str) -> str:
     return text
 
 
+def print_kernels(text: str) -> str:
+    """A kernel, or those of several CPU variants."""
+    return "\n".join(print_kernel(parse_kernel(one)) for one in re.split(r"\n(?=def )", text))
+
+
 READERS: dict[str, Callable[[str], str]] = {
     "*.graph": lambda text: print_graph(parse_graph(text)),
     "*-program.txt": lambda text: print_program(parse_program(text)),
-    "kernels/*.kir": lambda text: print_kernel(parse_kernel(text)),
+    "kernels/*.kir": print_kernels,
     "kernels/*.ll": print_llvm,
 }
 

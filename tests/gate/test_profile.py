@@ -32,7 +32,7 @@ def test_every_launch_runs_in_every_step_that_its_sizes_ask_for(
     expected = {
         n: runs
         for n, launch in enumerate(program.launches)
-        if (runs := sum(step.runs(launch) for step in phase.steps))
+        if (runs := sum(launch.runs(step.sizes) for step in phase.steps))
     }
     counted = {row.launch: row.runs for row in phase.rows}
     assert counted.pop(len(program.launches)) == len(phase.steps)  # choosing a token
@@ -92,9 +92,9 @@ def test_keys_and_values_of_the_steps(stories: Path, report: Report) -> None:
 def test_barriers_are_those_of_the_launch_table(stories: Path, report: Report) -> None:
     launches = open_bundle(stories).read_program().launches
     decode = report.phases[1]
-    ran = [launch for launch in launches if decode.steps[0].runs(launch)]
-    assert 0 < sum(launch.barrier for launch in ran) <= decode.barriers_per_step <= len(ran)
-    assert decode.barriers_per_layer == int(decode.barriers_per_layer) > 0
+    ran = [launch for launch in launches if launch.runs(decode.steps[0].sizes)]
+    assert 0 < sum(launch.barrier for launch in ran) == decode.barriers_per_step < len(ran)
+    assert 0 < decode.barriers_per_layer < decode.barriers_per_step
 
 
 def test_the_report_as_json_and_text(report: Report) -> None:

@@ -108,6 +108,10 @@ class Work(ctypes.Structure):
         ("chunk", c_int32),
         ("launch", c_int32),
         ("barrier", ctypes.c_bool),
+        ("each", ctypes.c_bool),
+        ("chained", ctypes.c_uint8),
+        ("buffer_count", ctypes.c_uint8),
+        ("own", c_uint32),
         ("kernel", KERNEL),
         ("buffers", c_void_p),
         ("scalars", c_void_p),
@@ -140,6 +144,83 @@ def test_every_task_runs_once_and_barriers_hold(threads: int, library: ctypes.CD
         assert sorted(ran) == [(i, t) for i, (n, _, _) in enumerate(shapes) for t in range(n)]
         groups = [group[number] for number, _ in ran]
         assert groups == sorted(groups)
+    library.od_threads_close(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_chained_tasks_follow_in_the_same_claim(threads: int, library: ctypes.CDLL) -> None:
+    """Chains of 40, 30 and 50 tasks by 4, then one that waits: nothing is lost, order holds."""
+    shapes = [(40, 4, 2, 0), (30, 9, 0, 0), (50, 1, 0, 0), (3, 1, 0, 1)]
+    ran: list[tuple[int, int, int]] = []
+
+    def kernel(number: int) -> Any:
+        def run(buffers: int, scalars: int, begin: int, end: int, scratch: int) -> None:
+            ran.append((number, begin, end))
+
+        return KERNEL(run)
+
+    work = (Work * len(shapes))()
+    for i, (tasks, chunk, chained, barrier) in enumerate(shapes):
+        work[i].tasks, work[i].chunk = tasks, chunk
+        work[i].chained, work[i].barrier = chained, bool(barrier)
+        work[i].kernel = kernel(i)
+    pool = library.od_threads_open(threads, 100)
+    library.od_threads_prepare(pool, ctypes.addressof(work), len(shapes))
+    for _ in range(20):
+        ran.clear()
+        library.od_threads_run(pool, ctypes.addressof(work), len(shapes))
+        longest = sorted((begin, end) for i, begin, end in ran if i == 2)
+        assert [t for begin, end in longest for t in range(begin, end)] == list(range(50))
+        for begin, end in longest:
+            assert begin % 4 == 0  # chunks of the first launch, for all of its chain
+            own = [(i, stop) for i, start, stop in ran if start == begin and i < 3]
+            assert own == [
+                (i, min(end, tasks)) for i, (tasks, *_) in enumerate(shapes[:3]) if begin < tasks
+            ]
+        assert sum(end - begin for i, begin, end in ran[-3:] if i == 3) == 3
+    library.od_threads_close(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_each_worker_has_results_of_its_own(threads: int, library: ctypes.CDLL) -> None:
+    """What all read is changed behind each barrier; who claims a task finds what it was before."""
+    rounds, tasks, own_offset = 8, 64, 128
+    shared = ctypes.c_int32(0)
+    found: list[tuple[int, int]] = []
+
+    def copy(buffers: int, scalars: int, begin: int, end: int, scratch: int) -> None:
+        assert (begin, end) == (0, 1)
+        place = ctypes.cast(buffers, ctypes.POINTER(c_void_p))[1]
+        assert place == scratch + own_offset
+        c_int32.from_address(place).value = shared.value
+
+    def use(number: int) -> Any:
+        def run(buffers: int, scalars: int, begin: int, end: int, scratch: int) -> None:
+            place = ctypes.cast(buffers, ctypes.POINTER(c_void_p))[0]
+            found.extend([(number, c_int32.from_address(place).value)] * (end - begin))
+
+        return KERNEL(run)
+
+    def change(buffers: int, scalars: int, begin: int, end: int, scratch: int) -> None:
+        shared.value += 1
+
+    copied, used = (c_void_p * 2)(0, own_offset), (c_void_p * 1)(own_offset)
+    work = (Work * (3 * rounds))()
+    for i in range(rounds):
+        one, other, last = work[3 * i], work[3 * i + 1], work[3 * i + 2]
+        one.tasks, one.chunk, one.barrier, one.each = 1, 1, True, True
+        one.own, one.buffer_count, one.kernel = 2, 2, KERNEL(copy)
+        one.buffers = ctypes.addressof(copied)
+        other.tasks, other.chunk, other.own, other.buffer_count = tasks, 1, 1, 1
+        other.kernel, other.buffers = use(i), ctypes.addressof(used)
+        last.tasks, last.chunk, last.barrier, last.kernel = 1, 1, True, KERNEL(change)
+    pool = library.od_threads_open(threads, 4096)
+    library.od_threads_prepare(pool, ctypes.addressof(work), len(work))
+    for _ in range(10):
+        shared.value = 0
+        found.clear()
+        library.od_threads_run(pool, ctypes.addressof(work), len(work))
+        assert sorted(found) == [(i, i) for i in range(rounds) for _ in range(tasks)]
     library.od_threads_close(pool)
 
 

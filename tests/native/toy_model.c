@@ -96,16 +96,16 @@ static const od_extent extents[] = {
 };
 static const od_extent slots[] = {ROWS(D * 4), ROWS(D * 4)};
 
-/* The second embed never runs; its barrier must still hold for write_kv. Nor do those of depths
- * that no step has: a step of this model sees one span. */
+/* The second embed never runs, nor do those of depths that no step has: a step of this model sees
+ * one span. */
 static const od_launch launches[] = {
-    {0, 0, 3, 0, 0, 5, 1, EVER, 0, EVER, 0, 1, 1},
-    {0, 0, 3, 0, 0, 1, EVER, EVER, 0, EVER, 1, 1, 1},
-    {1, 3, 5, 0, 1, 3, 1, EVER, 1, 1, 0, 1, 1},
-    {1, 3, 5, 0, 1, 3, 1, EVER, 2, EVER, 0, 1, 1},
-    {0, 0, 3, 0, 0, 1, 1, EVER, 0, 0, 0, 1, 1},
-    {2, 8, 6, 1, 0, 2, 1, EVER, 0, EVER, 1, 1, 1},
-    {3, 14, 4, 1, 0, 16, 1, EVER, 0, EVER, 1, 2, 3},
+    {0, 0, 3, 0, 0, 5, 1, EVER, 0, EVER, 0, 1, 1, 0, 0},
+    {0, 0, 3, 0, 0, 1, EVER, EVER, 0, EVER, 1, 1, 1, 0, 0},
+    {1, 3, 5, 0, 1, 3, 1, EVER, 1, 1, 1, 1, 1, 0, 0},
+    {1, 3, 5, 0, 1, 3, 1, EVER, 2, EVER, 0, 1, 1, 0, 0},
+    {0, 0, 3, 0, 0, 1, 1, EVER, 0, 0, 0, 1, 1, 0, 0},
+    {2, 8, 6, 1, 0, 2, 1, EVER, 0, EVER, 1, 1, 1, 0, 0},
+    {3, 14, 4, 1, 0, 16, 1, EVER, 0, EVER, 1, 2, 3, 0, 0},
 };
 
 static const od_rope ropes[] = {{HALF, 0, 1.0F}};

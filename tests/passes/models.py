@@ -20,7 +20,7 @@ from ondevice.graph.interpret import interpret
 from ondevice.graph.verify import verify
 from ondevice.kernels import LIBRARY
 from ondevice.models import FAMILIES, trace
-from ondevice.passes import PASSES
+from ondevice.passes import PASSES, SCHEDULE
 from ondevice.passes.context import Context
 from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.quant.activations import quantize_activations
@@ -73,7 +73,9 @@ class Model:
 
     @cache  # noqa: B019 - models of tests may live as long as their process
     def program(self, disabled: tuple[str, ...] = ()) -> tuple[Program, tuple[VariantKernels, ...]]:
-        return schedule(self.planned(disabled), CONTEXT, self.frame)
+        return schedule(
+            self.planned(disabled), CONTEXT, self.frame, barriers_everywhere=SCHEDULE in disabled
+        )
 
 
 def frame(weights: WeightPlan, kv: KvCache) -> Frame:

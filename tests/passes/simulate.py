@@ -35,6 +35,11 @@ class Access:
         """Whether the order of the two matters."""
         return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
 
+    @property
+    def own(self) -> frozenset[Place]:
+        """What it writes to each worker's own memory."""
+        return frozenset(p for p in self.writes if p[0] == Space.WORKER)
+
 
 def access(kernels: VariantKernels, launch: Launch) -> Access:
     """Of the kernels of all CPU variants, which share their arguments."""
@@ -53,6 +58,8 @@ def access(kernels: VariantKernels, launch: Launch) -> Access:
 def place(kernel: Kernel, launch: Launch, argument: Argument) -> Place:
     if argument.space == Space.KV:
         return (argument.space, launch.scalars[kernel.scalars.index("layer")].static)
+    if argument.space == Space.WORKER:
+        return (argument.space, argument.offset)
     return (argument.space, argument.index)
 
 
@@ -98,18 +105,25 @@ def running(
 ) -> list[Access]:
     """The launches that run in a step of these sizes, in order."""
     return [
-        access(kernels[launch.kernel], launch)
-        for launch in program.launches
-        if launch.min_rows <= launch.rows.evaluate(sizes) <= launch.max_rows
-        and launch.min_spans <= sizes["T"] <= launch.max_spans
+        access(kernels[launch.kernel], launch) for launch in program.launches if launch.runs(sizes)
     ]
 
 
 def between_barriers(accesses: list[Access]) -> list[list[Access]]:
-    """Launches that may run at the same time, in any order."""
+    """Launches that may run at the same time, in any order but that of their chains."""
     groups: list[list[Access]] = [[]]
     for one in accesses:
-        if one.launch.barrier:
+        if one.launch.barrier and groups[-1]:
             groups.append([])
         groups[-1].append(one)
     return groups
+
+
+def chains(group: list[Access]) -> list[list[Access]]:
+    """Launches that are claimed together."""
+    found: list[list[Access]] = []
+    for one in group:
+        if not one.launch.chained:
+            found.append([])
+        found[-1].append(one)
+    return found

@@ -1,0 +1,89 @@
+"""The kernels that a node's choices name, specialized: once for each CPU variant of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ondevice.dims import Extent
+from ondevice.errors import GraphError
+from ondevice.graph.graph import Choice, Graph, Node
+from ondevice.lang.footprint import Footprint, footprint
+from ondevice.lang.kernel_ir import Const, Expr, Kernel, Op, Var
+from ondevice.lang.library import Instance, instantiate
+from ondevice.passes.context import Context
+
+
+class Instances:
+    """Those of one graph, each made once."""
+
+    def __init__(self, graph: Graph, context: Context) -> None:
+        self.types = graph.types()
+        self.context = context
+        self._known: dict[tuple[str, Choice], tuple[Instance, ...]] = {}
+        self._footprints: dict[int, Footprint] = {}
+
+    def of(self, choice: Choice, node: Node) -> tuple[Instance, ...]:
+        """The choice for each CPU variant. GraphError where they could not share a launch."""
+        key = node.output.name, choice
+        if key not in self._known:
+            self._known[key] = self._made(choice, node)
+        return self._known[key]
+
+    def footprint(self, kernel: Kernel) -> Footprint:
+        """That of a kernel of one of these, told by its identity: to hash a kernel takes long."""
+        if id(kernel) not in self._footprints:
+            self._footprints[id(kernel)] = footprint(kernel)
+        return self._footprints[id(kernel)]
+
+    def chunk(self, choice: Choice) -> int:
+        """Tasks that a worker claims at once."""
+        return self.context.library.kernels[choice.kernel].chunk
+
+    def _made(self, choice: Choice, node: Node) -> tuple[Instance, ...]:
+        library = self.context.library
+        instances = []
+        for variant in self.context.target.cpu.variants:
+            name, schedule = choice.on(variant.name)
+            row = library.kernels[name]
+            instances.append(instantiate(library, row, node, self.types, schedule))
+        if len({(i.buffers, i.scalars, extents_of(i)) for i in instances}) != 1:
+            raise GraphError(f"{choice.kernel}: CPU variants differ in their arguments or tasks")
+        return tuple(instances)
+
+
+def extents_of(instance: Instance) -> tuple[Extent, ...]:
+    """The extents of the parallel loop, in the step's symbols."""
+    values = dict(zip(instance.kernel.scalars, instance.scalars, strict=True))
+    return tuple(_extent(expression, values) for expression in instance.kernel.extents)
+
+
+def tasks_of(instance: Instance) -> Extent:
+    """The product of the parallel loop's extents; at most one of them may be symbolic."""
+    total = Extent.of(1)
+    for extent in extents_of(instance):
+        if extent.static is not None:
+            total = total * extent.static
+        elif total.static is not None:
+            total = extent * total.static
+        else:
+            raise GraphError(f"{instance.kernel.name}: two run-time extents in one parallel loop")
+    return total
+
+
+def _extent(expression: Expr, values: Mapping[str, Extent]) -> Extent:
+    """An index expression of a kernel as an Extent of the step's symbols."""
+    if isinstance(expression, Const):
+        return Extent.of(int(expression.value))
+    if isinstance(expression, Var):
+        return values[expression.name]
+    if isinstance(expression, Op):
+        a, b = (_extent(argument, values) for argument in expression.args)
+        if expression.name == "floordiv" and b.static is not None:
+            return (a + (1 - b.static)).ceildiv(b.static)  # floor(a / b) is ceil((a - b + 1) / b)
+        if expression.name == "mul" and b.static is not None:
+            return a * b.static
+        if expression.name == "mul" and a.static is not None:
+            return b * a.static
+        if expression.name == "add":
+            return a + b
+    raise GraphError(f"a parallel loop's extent must be a linear form, not {expression}")
