@@ -20,7 +20,7 @@ from ondevice.bundle.format import (
     PromptInfo,
     TokenizerInfo,
 )
-from ondevice.bundle.program import KvCache, Program
+from ondevice.bundle.program import KV_DTYPES, KvCache, Program
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
 from ondevice.checkpoint.generation import end_tokens, first_token, read_sampling
@@ -31,7 +31,7 @@ from ondevice.codegen.cache import cached
 from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
 from ondevice.codegen.link import NATIVE, compile_runtime, runtime_sources
 from ondevice.debug import Dump
-from ondevice.dtypes import DTYPES, DType
+from ondevice.dtypes import DType, f16, f32, i8
 from ondevice.errors import CheckpointError, RecipeError, nearest
 from ondevice.graph.graph import Graph
 from ondevice.graph.text import print_graph
@@ -47,9 +47,10 @@ from ondevice.passes.context import Context
 from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.progress import SILENT, Progress
 from ondevice.quant.activations import quantize_activations
+from ondevice.quant.balance import Heads, balanced
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.quant.report import QuantReport
-from ondevice.quant.stream import stream
+from ondevice.quant.stream import Tensor, stream
 from ondevice.recipe import Recipe
 from ondevice.targets import Target
 
@@ -115,7 +116,8 @@ def build(
                 progress.step("weights", weights.size_bytes, "bytes", file.offset) as advance,
             ):
                 report.resume(file.notes, file.note)
-                for piece in stream(weights.entries, tensors, Packers(), report, file.offset):
+                sources = _sources(tensors, config, compiled.program.kv)
+                for piece in stream(weights.entries, sources, Packers(), report, file.offset):
                     file.write(piece)
                     advance(len(piece))
             if dump:
@@ -232,9 +234,9 @@ def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
 
 def _kv_dtype(recipe: Recipe, weights: WeightPlan) -> DType:
     if recipe.kv.dtype != "auto":
-        return DTYPES[recipe.kv.dtype]
+        return KV_DTYPES[recipe.kv.dtype]
     exact = all(entry.scheme in ("", "f32") for entry in weights.entries)
-    return DTYPES["f32" if exact else "f16"]
+    return f32 if exact else f16
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,15 @@ def _weights_inputs(recipe: Recipe, checkpoint: Checkpoint, program: Program) ->
     tools = numpy.__version__, llvmlite.__version__, package_hash()
     parts = repr(recipe.quant), checkpoint.source_hash(), program.abi_hash, *tools
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _sources(
+    tensors: Mapping[str, Tensor], config: ModelConfig, kv: KvCache
+) -> Mapping[str, Tensor]:
+    """The checkpoint's tensors as they are packed: a cache of int8 wants even keys."""
+    if kv.dtype != i8:
+        return tensors
+    return balanced(tensors, Heads(config.layers, config.heads, config.kv_heads, config.head_dim))
 
 
 def _write_tokenizer(
@@ -335,7 +346,7 @@ def _model_info(checkpoint: Checkpoint, config: ModelConfig, program: Program) -
         prefill_chunk_tokens=program.prefill_chunk_tokens,
         hidden_size=config.hidden_size,
         layers=config.layers,
-        kv_dtype=program.kv.dtype.name,
+        kv_dtype=next(n for n, dtype in KV_DTYPES.items() if dtype == program.kv.dtype),
     )
 
 

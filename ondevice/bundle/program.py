@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ondevice.dims import Extent
-from ondevice.dtypes import DType
+from ondevice.dtypes import DType, f16, f32, i8
 
 FORMAT_VERSION = 4
 KV_BLOCK_TOKENS = 32
+KV_SCALE_BYTES = 4 * KV_BLOCK_TOKENS  # behind the int8 codes of a tile: a float32 for each token
+KV_DTYPES: dict[str, DType] = {"f32": f32, "f16": f16, "int8": i8}  # in recipes and manifests
 KV_SPAN_TOKENS = 256  # cached positions that are attended under one softmax
 ALL_SPANS = 2**31 - 1
 
@@ -94,12 +96,18 @@ class Launch:
         return rows and spans and self.tasks.evaluate(sizes) > 0
 
 
+def kv_tile_elements(head_dim: int, dtype: DType) -> int:
+    """Elements of what a block has of one layer, of keys or of values, and of one KV head."""
+    return head_dim * KV_BLOCK_TOKENS + (KV_SCALE_BYTES if dtype == i8 else 0)
+
+
 @dataclass(frozen=True)
 class KvCache:
     """Geometry of the paged KV pool.
 
     A block holds 32 tokens of all layers: [layers][2][kv_heads][head_dim * 32], keys stored as
-    [head_dim][32] and values as [32][head_dim], so that one copy moves a block.
+    [head_dim][32] and values as [32][head_dim], so that one copy moves a block. Of int8 codes, the
+    32 scales of the tokens follow: 128 bytes for each of the last.
     """
 
     layers: int
@@ -109,7 +117,8 @@ class KvCache:
 
     @property
     def block_bytes(self) -> int:
-        return self.layers * 2 * self.kv_heads * self.head_dim * KV_BLOCK_TOKENS * self.dtype.bytes
+        tile = kv_tile_elements(self.head_dim, self.dtype) * self.dtype.bytes
+        return self.layers * 2 * self.kv_heads * tile
 
 
 @dataclass(frozen=True)

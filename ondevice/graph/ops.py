@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SPAN_TOKENS
 from ondevice.dims import Extent
-from ondevice.dtypes import DType, f32, i32
+from ondevice.dtypes import f32, i32
 from ondevice.errors import GraphError, nearest
 from ondevice.graph.graph import Attr, Attrs, TensorType
+from ondevice.graph.kv_pool import kv_sizes, read_pool, write_token
 
 Array = npt.NDArray[Any]
 
@@ -289,26 +290,6 @@ def rope(x: Array, rope: Array, *, heads: int, head_dim: int) -> Array:
     return rotated.reshape(len(x), heads * head_dim)
 
 
-def _kv_shape(kv: TensorType, layer: int) -> tuple[int, int]:
-    """(G, D) of a pool `float[P, layers, 2, G, D * 32]` that has the layer."""
-    _, layers, pair, kv_heads, block = _tensor("kv", kv, "float", 5)
-    sizes = layers.static, pair.static, kv_heads.static, block.static
-    if None in sizes or sizes[1] != 2 or (sizes[3] or 0) % KV_BLOCK_TOKENS:
-        raise GraphError(f"kv must be [P, layers, 2, kv_heads, head_dim * 32], not {kv}")
-    if not 0 <= layer < (sizes[0] or 0):
-        raise GraphError(f"layer {layer} does not exist in {kv}")
-    return sizes[2] or 0, (sizes[3] or 0) // KV_BLOCK_TOKENS
-
-
-def _kv_views(kv: Array, layer: int) -> tuple[Array, Array]:
-    """Views of one layer of the pool: keys [P, G, D, 32] and values [P, G, 32, D]."""
-    blocks, layers, _, kv_heads, block = kv.shape
-    head_dim = block // KV_BLOCK_TOKENS
-    keys = kv.reshape(blocks, layers, 2, kv_heads, head_dim, KV_BLOCK_TOKENS)
-    values = kv.reshape(blocks, layers, 2, kv_heads, KV_BLOCK_TOKENS, head_dim)
-    return keys[:, layer, 0], values[:, layer, 1]
-
-
 def _addressing(
     rows: Extent, positions: TensorType, sequence: TensorType, block_table: TensorType
 ) -> None:
@@ -327,7 +308,7 @@ def infer_kv_write(
     *,
     layer: int,
 ) -> TensorType:
-    kv_heads, head_dim = _kv_shape(kv, layer)
+    kv_heads, head_dim = kv_sizes(kv, layer)
     rows, features = _activation("k", k)
     _equal("types of k and v", k, v)
     _equal("features of k", features, Extent.of(kv_heads * head_dim))
@@ -347,17 +328,16 @@ def kv_write(
 ) -> Array:
     """Store each token's key and value where the block table puts its position.
 
-    kv[P, layers, 2, G, D*32], k and v f32[S, G*D], positions and sequence i32[S],
+    kv as `kv_pool` has it, k and v f32[S, G*D], positions and sequence i32[S],
     block_table i32[B, W] -> kv. Token t of a block holds its key's element d at d*32 + t and its
     value's element d at t*D + d.
     """
     kv = kv.copy()
-    keys, values = _kv_views(kv, layer)
+    heads = kv.shape[3]
     for s, position in enumerate(positions):
         block = block_table[sequence[s], position // KV_BLOCK_TOKENS]
-        t = position % KV_BLOCK_TOKENS
-        keys[block, :, :, t] = k[s].reshape(keys.shape[1:3])
-        values[block, :, t, :] = v[s].reshape(keys.shape[1:3])
+        token = position % KV_BLOCK_TOKENS
+        write_token(kv, layer, block, token, k[s].reshape(heads, -1), v[s].reshape(heads, -1))
     return kv
 
 
@@ -376,7 +356,7 @@ def infer_attention(
 ) -> TensorType:
     rows, features = _activation("q", q)
     _equal("features of q", features, Extent.of(heads * head_dim))
-    _equal("(kv_heads, head_dim) of kv", _kv_shape(kv, layer), (kv_heads, head_dim))
+    _equal("(kv_heads, head_dim) of kv", kv_sizes(kv, layer), (kv_heads, head_dim))
     if heads % kv_heads:
         raise GraphError(f"{heads} heads cannot share {kv_heads} kv_heads evenly")
     _addressing(rows, positions, sequence, block_table)
@@ -399,12 +379,12 @@ def attention(
     """Causal grouped-query attention (arXiv 2305.13245) of each token to its own conversation.
 
     The token at position p attends to cached positions 0..p through its row of the block table.
-    q f32[S, H*D], kv[P, layers, 2, G, D*32], positions and sequence i32[S],
+    q f32[S, H*D], kv as `kv_pool` has it, positions and sequence i32[S],
     block_table i32[B, W] -> f32[S, H*D].
     """
     q = q.reshape(len(q), heads, head_dim)
     out = np.empty_like(q)
-    keys, values = (view.astype(np.float32) for view in _kv_views(kv, layer))
+    keys, values = read_pool(kv, layer)
     for s, position in enumerate(positions):
         cached = np.arange(position + 1)
         blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
@@ -458,7 +438,7 @@ def attention_parts(
     q = q.reshape(len(q), heads, head_dim)
     spans = -(-block_table.shape[1] * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
     parts = np.full((len(q), spans, heads, head_dim + 2), np.nan, np.float32)
-    keys, values = (view.astype(np.float32) for view in _kv_views(kv, layer))
+    keys, values = read_pool(kv, layer)
     for s, position in enumerate(positions):
         for span in range(position // KV_SPAN_TOKENS + 1):
             cached = np.arange(span * KV_SPAN_TOKENS, position + 1)[:KV_SPAN_TOKENS]
@@ -548,8 +528,3 @@ def op_named(name: str) -> OpDef:
     if name not in OPS:
         raise GraphError(f"unknown op {name!r}{nearest(name, OPS)}")
     return OPS[name]
-
-
-def kv_type(layers: int, kv_heads: int, head_dim: int, dtype: DType = f32) -> TensorType:
-    """The type of the pool of KV blocks: `dtype[P, layers, 2, kv_heads, head_dim * 32]`."""
-    return TensorType.of(dtype, "P", layers, 2, kv_heads, head_dim * KV_BLOCK_TOKENS)

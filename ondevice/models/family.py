@@ -11,7 +11,7 @@ from ondevice.checkpoint.weights import WeightMap
 from ondevice.dtypes import DType, f32, i32
 from ondevice.graph.builder import GraphBuilder
 from ondevice.graph.graph import Graph, TensorType, Value
-from ondevice.graph.ops import kv_type
+from ondevice.graph.kv_pool import kv_type
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Step:
     block_table: Value  # i32[B, W]
     logit_rows: Value  # i32[L] rows of [S] whose logits are wanted
     rope: Value  # f32[S, D] cos of D/2 angles, then sin
-    kv: Value  # [P, layers, 2, G, D*32] the pool of KV blocks
+    kv: Value  # the pool of KV blocks, as graph.kv_pool has it
 
 
 Config = TypeVar("Config", bound=ModelConfig)

@@ -107,6 +107,15 @@ def test_integer_weights(built: Build, story: list[int], variant: str) -> None:
     assert_same_bits(fast, slow)
 
 
+def test_int8_cache(built: Build, story: list[int], variant: str) -> None:
+    """Long steps on this CPU variant, single tokens on the best one."""
+    with Engine(built("kv.dtype=int8").bundle, variant=variant) as engine:
+        fast = engine.logits(story)
+    with Engine(built("kv.dtype=int8").bundle) as engine, engine.conversation() as conversation:
+        slow = np.concatenate([conversation.logits([token]) for token in story])
+    assert_same_bits(fast, slow)
+
+
 def test_half_precision_cache_changes_little(
     built: Build, story: list[int], expected: np.ndarray
 ) -> None:

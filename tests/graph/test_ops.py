@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from ondevice.dtypes import f16, f32, i32
+from ondevice.dtypes import f16, f32, i8, i32
 from ondevice.errors import GraphError
 from ondevice.graph.graph import TensorType
-from ondevice.graph.ops import OPS, kv_type, op_named
+from ondevice.graph.kv_pool import kv_type
+from ondevice.graph.ops import OPS, op_named
 
 RNG = np.random.default_rng(7)
 
@@ -145,6 +146,33 @@ def test_half_precision_cache_rounds_what_it_stores(paged):
     )
     assert half.dtype == np.float16
     assert half[5, 1, 0, 0, 0] == np.float16(k[0, 0])
+
+
+def test_int8_cache_keeps_each_head_of_a_token_within_half_a_step(paged):
+    _, k, v, positions, sequence, table = paged
+    empty = np.zeros([d.evaluate({"P": 6}) for d in kv_type(2, 2, 4, i8).shape], np.int8)
+    kv = OPS["kv_write"].reference(empty, k, v, positions, sequence, table, layer=1)
+    block, token = table[sequence[37], positions[37] // 32], positions[37] % 32
+    for plane, wanted in ((0, k), (1, v)):
+        for g in range(2):
+            head = wanted[37, g * 4 : g * 4 + 4]
+            tile = kv[block, 1, plane, g]
+            scale = tile[128 + 4 * token : 132 + 4 * token].view(np.float32)[0]
+            assert scale == np.abs(head).max() / np.float32(127)
+            codes = tile[token:128:32] if plane == 0 else tile[token * 4 : token * 4 + 4]
+            assert np.abs(codes).max() == 127
+            assert np.abs(codes * scale - head).max() <= 0.501 * scale
+    assert not kv[:, 0].any(), "the other layer stays as it was"
+
+
+def test_attention_reads_what_an_int8_cache_stands_for(paged):
+    kv, k, v, positions, sequence, table = paged
+    empty = np.zeros([d.evaluate({"P": 6}) for d in kv_type(2, 2, 4, i8).shape], np.int8)
+    codes = OPS["kv_write"].reference(empty, k, v, positions, sequence, table, layer=1)
+    attrs = {"layer": 1, "heads": 4, "kv_heads": 2, "head_dim": 4, "scale": 0.5}
+    q, where = normal(len(k), 16), (positions, sequence, table)
+    exact, got = (OPS["attention"].reference(q, pool, *where, **attrs) for pool in (kv, codes))
+    assert 0 < np.abs(got - exact).max() < 0.05
 
 
 X = TensorType.of(f32, "S", 8)

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SCALE_BYTES, kv_tile_elements
 from ondevice.dims import Extent
+from ondevice.dtypes import DTYPES, i8
 from ondevice.graph.graph import Node, TensorType
 from ondevice.graph.interpret import evaluate
+from ondevice.graph.kv_pool import pool_head_dim, read_pool
 from ondevice.graph.ops import ACTIVATIONS, OPS, kv_write, quantize
 from ondevice.graph.text import parse_graph
 from ondevice.graph.verify import verify
@@ -152,7 +155,7 @@ def kv_texts(head_dim: int, heads: int, kv_heads: int, dtype: str) -> Iterator[t
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "heads": kv_heads,
-        "tile": head_dim * 32,
+        "tile": kv_tile_elements(head_dim, DTYPES[dtype]),
         "dtype": dtype,
     }
     name = f"{heads}x{head_dim}/{kv_heads}-{dtype}"
@@ -200,7 +203,7 @@ def texts() -> Iterator[tuple[str, str]]:
         text = f"input x: f32[S, {n}]\ninput angles: f32[S, {head_dim}]\n"
         call = f"rope(x, angles) {{heads={heads}, head_dim={head_dim}}}\n"
         yield f"rope-{heads}x{head_dim}", f"{text}y: f32[S, {n}] = {call}"
-    for dtype in ("f32", "f16"):
+    for dtype in ("f32", "f16", "i8"):
         for sizes in ((8, 4, 2), (20, 3, 1)):
             yield from kv_texts(*sizes, dtype)
     for w in SCHEMES:
@@ -261,7 +264,15 @@ def random_array(
         return (np.arange(shape[0]) // BATCH * 29 % 64).astype(np.int32)
     if name == "block_table":
         return rng.permutation(shape[0] * shape[1]).astype(np.int32).reshape(shape)
-    return rng.standard_normal(shape).astype(type_.dtype.np)
+    values = rng.standard_normal(shape).astype(np.float32)
+    return pool(values) if name == "kv" and type_.dtype == i8 else values.astype(type_.dtype.np)
+
+
+def pool(values: Array) -> Array:
+    """int8 tiles whose last 32 floats are scales."""
+    codes = (values * 20).astype(np.int8)
+    codes[..., -KV_SCALE_BYTES:] = values[..., -KV_BLOCK_TOKENS:].copy().view(np.int8)
+    return codes
 
 
 def prompt(rows: int) -> tuple[Array, Array]:
@@ -300,12 +311,23 @@ def dequantized(packed: Array, rows: int, columns: int) -> Array:
     return values.swapaxes(1, 2).reshape(tiles * tile, -1)[:rows, :columns]
 
 
+def pool_values(kv: Array) -> Array:
+    """What a pool of int8 tiles stands for, as one array."""
+    layers = [read_pool(kv, layer) for layer in range(kv.shape[1])]
+    return np.stack([part.reshape(-1) for pair in layers for part in pair])
+
+
+def unwritten(shape: tuple[int, ...]) -> Array:
+    """int8 tiles whose bytes are all ones: no token has a scale, which is NaN."""
+    return np.full(shape, -1, np.int8)
+
+
 def written_cache(rng: np.random.Generator, values: dict[str, Array], layer: int) -> Array:
     """A pool that is NaN but for positions up to the last one that a token looks at."""
     kv, positions, sequence = values["kv"], values["positions"], values["sequence"]
     ends = [positions[sequence == b].max(initial=-1) + 1 for b in range(BATCH)]
     where = np.array([(p, b) for b in range(BATCH) for p in range(ends[b])], np.int32)
-    features = kv.shape[3] * kv.shape[4] // 32
+    features = kv.shape[3] * pool_head_dim(kv)
     k, v = rng.standard_normal((2, len(where), features)).astype(np.float32)
-    empty = np.full_like(kv, np.nan)
+    empty = np.full(kv.shape, np.nan, kv.dtype) if kv.dtype != np.int8 else unwritten(kv.shape)
     return kv_write(empty, k, v, where[:, 0], where[:, 1], values["block_table"], layer=layer)

@@ -84,7 +84,7 @@ def test_a_file_sets_every_key(checkpoint: Path) -> None:
         ('name = "x"\nmodel = "m"\ncontext_tokens = "3"', "context_tokens = '3' must be a whole"),
         ('name = "x"\nmodel = "m"\ncontext_tokens = true', "must be a whole number, not true or"),
         ('name = "x"\nmodel = "m"\nkv = "f16"', "kv must be a table, not text"),
-        ('name = "x"\nmodel = "m"\n[kv]\ndtype = "f8"', "must be one of auto, f32, f16"),
+        ('name = "x"\nmodel = "m"\n[kv]\ndtype = "f8"', "must be one of auto, f32, f16, int8"),
         ('name = "x"\nmodel = "m"\n[passes]\ndisable = "fuse"', "passes.disable must be a list"),
         ('name = "x/y"\nmodel = "m"', "it names files"),
         ('name = "x"\nmodel = "m"', "there is no checkpoint directory"),

@@ -1,7 +1,9 @@
-"""Bundles of a real model with either type of KV cache: they run, share, and nearly agree."""
+"""Bundles of a real model with each type of KV cache: they run, share, and nearly agree."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 
 import ondevice
 from ondevice.build import build
+from ondevice.errors import RuntimeFailure
 from ondevice.recipe import load_recipe
 from ondevice.runtime.engine import Engine
 
-DTYPES = ("f32", "f16")
+DTYPES = ("f32", "f16", "int8")
+CLOSE = {"f16": 1e-3, "int8": 2e-2}  # to f32, relative to the range of the logits
 TEXT = "Once upon a time, there was a little girl named Lily. She loved to play outside. " * 3
 
 
@@ -36,13 +40,80 @@ def test_dtype_is_that_of_the_recipe(bundles: dict[str, Path]) -> None:
             assert engine.bundle.manifest.model.kv_dtype == dtype
 
 
-def test_f16_is_close_to_f32(bundles: dict[str, Path]) -> None:
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_smaller_ones_are_close_to_f32(bundles: dict[str, Path], dtype: str) -> None:
     logits = []
-    for bundle in bundles.values():
+    for bundle in (bundles["f32"], bundles[dtype]):
         with ondevice.load(bundle) as engine:
             logits.append(engine.logits(engine.tokenizer.encode(TEXT)))
     difference = np.abs(logits[0] - logits[1]).max() / np.ptp(logits[0])
-    assert 0 < difference < 1e-3
+    assert 0 < difference < CLOSE[dtype]
+
+
+@pytest.fixture(scope="module")
+def with_outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint with every third rotary pair of its keys 300 times as large."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    source = Path(load_recipe("stories260k").model)
+    copy = tmp_path_factory.mktemp("outliers") / "stories"
+    shutil.copytree(source, copy)
+    config = json.loads((source / "config.json").read_text())
+    tensors = safetensors.load_file(source / "model.safetensors")
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    factors = np.tile(np.where(np.arange(head_dim // 2) % 3 == 1, 300, 1), 2).astype(np.float32)
+    for name, values in tensors.items():
+        if "k_proj" in name or "q_proj" in name:
+            own = factors if "k_proj" in name else 1 / factors
+            values *= np.tile(own, len(values) // head_dim)[:, None]
+    safetensors.save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_outliers_among_the_keys_change_little(
+    bundles: dict[str, Path],
+    with_outliers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And much where pairs of queries and keys are not scaled against each other."""
+    recipe = load_recipe("stories260k", model=with_outliers, settings=["kv.dtype=int8"])
+    scaled = build(recipe, tmp_path / "scaled")
+    monkeypatch.setattr("ondevice.build.balanced", lambda tensors, heads: tensors)
+    plain = build(recipe, tmp_path / "plain")
+    logits = []
+    for bundle in (bundles["f32"], scaled, plain):
+        with ondevice.load(bundle) as engine:
+            logits.append(engine.logits(engine.tokenizer.encode(TEXT)))
+    near, far = (np.abs(of - logits[0]).max() / np.ptp(logits[0]) for of in logits[1:])
+    assert near < CLOSE["int8"] < far / 3
+
+
+def test_a_saved_conversation_goes_on_the_same(bundles: dict[str, Path], tmp_path: Path) -> None:
+    place = tmp_path / "saved.kv"
+    for bundle in bundles.values():
+        with ondevice.load(bundle) as engine, engine.conversation() as conversation:
+            list(conversation.generate(TEXT, 8))
+            conversation.save(place)
+            said = "".join(conversation.generate(" Then", 20))
+            logits = conversation.logits([5])
+        with ondevice.load(bundle) as engine, engine.restore(place) as conversation:
+            assert "".join(conversation.generate(" Then", 20)) == said
+            assert conversation.stats.computed_tokens < 64
+            np.testing.assert_array_equal(conversation.logits([5]), logits)
+
+
+def test_a_conversation_of_another_cache_is_refused(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "saved.kv"
+    with ondevice.load(bundles["f16"]) as engine, engine.conversation() as conversation:
+        list(conversation.generate(TEXT, 0))
+        conversation.save(place)
+    with (
+        ondevice.load(bundles["int8"]) as engine,
+        pytest.raises(RuntimeFailure, match="saved by another build than this .* submit its text"),
+    ):
+        engine.restore(place)
 
 
 def test_special_tokens_come_once(engine: Engine) -> None:
