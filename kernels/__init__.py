@@ -22,7 +22,7 @@ from ondevice.kernels.elementwise import add, add_bias, elementwise, mul, normal
 from ondevice.kernels.embed import embed_float, embed_int, select_rows
 from ondevice.kernels.kv_write import kv_write
 from ondevice.kernels.matmul import matmul_float
-from ondevice.kernels.matmul_int import matmul_dequant, matmul_int, matmul_int_tile
+from ondevice.kernels.matmul_int import matmul_dequant, matmul_int, matmul_plane
 from ondevice.kernels.norm import rms_scale, rmsnorm
 from ondevice.kernels.quantize import quantize_rows
 from ondevice.kernels.rope import pairwise, rotate
@@ -33,12 +33,11 @@ from ondevice.quant.scheme import (
     Scheme,
     activation_shape,
     is_integer,
-    padded_groups,
 )
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
-INT_LIVE = (2, 2)  # dots, sums; codes as stored and as used
-INT_LIVE_ONE = (3, 2)  # and sums of minima
+INT_LIVE = (3, 2)  # dots, sums of a group and of all; codes as stored and as used
+PLANE_LIVE = (2, 1)  # dots, sums; codes
 INT_SHARED = ("G", "NB", "ROW", "N")  # of weights: one code for all matrices of a scheme
 FEW_ROWS = ((2, 4), (4, 2), (8, 1))  # up to so many rows, so many blocks of weights at once
 ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("rows", 1), ("keys", 2), ("columns", 2))
@@ -99,7 +98,7 @@ def bind_matmul_float(node: Node, types: Types) -> Binding | None:
 
 def coding(scheme: Scheme) -> dict[str, int | bool]:
     """What a kernel must know of the codes of an integer scheme."""
-    return {"bits": scheme.bits, "zero": scheme.zero, "affine": scheme.zero_point}
+    return {"bits": scheme.bits, "minima": scheme.minima}
 
 
 def quantized(name: str, types: Types, tile: int) -> View:
@@ -131,13 +130,12 @@ def bind_matmul_int(tile: int, node: Node, types: Types) -> Binding | None:
     return Binding(views, coding(SCHEMES[types[w].scheme]))
 
 
-def bind_matmul_tile(node: Node, types: Types) -> Binding | None:
-    """As above, for a matrix unit; the most groups at once that divide a row."""
+def bind_matmul_plane(signed: bool, matrix: bool, node: Node, types: Types) -> Binding | None:
+    """As above, with weights made int8, `signed` or 128 above that, for a `matrix` unit or not."""
     binding = bind_matmul_int(ACTIVATION_TILE, node, types)
     if binding is None:
         return None
-    groups = padded_groups(types[node.inputs[0]].shape[1].static or 0)
-    return replace(binding, constants={**binding.constants, "depth": 2 if groups % 4 else 4})
+    return replace(binding, constants={**binding.constants, "signed": signed, "matrix": matrix})
 
 
 def bind_matmul_dequant(node: Node, types: Types) -> Binding | None:
@@ -225,7 +223,7 @@ ROWS = (
     KernelDef("embed", "embed", embed_float, bind_embed_float),
     KernelDef("select_rows", "select_rows", select_rows, bind_plain),
     KernelDef("rmsnorm", "rmsnorm", rmsnorm, bind_norm),
-    KernelDef("rms_scale", "rms_scale", rms_scale, bind_norm),
+    KernelDef("rms_scale", "rms_scale", rms_scale, bind_norm, chunk=16),  # of a line of scales
     KernelDef(
         "gemv", "matmul", matmul_float, bind_matmul_float,
         (("tokens", 1), ("blocks", 4)), max_rows=GEMV_ROWS, holes=MATMUL_HOLES,
@@ -245,15 +243,15 @@ ROWS = (
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
     KernelDef(
         "gemv_int", "matmul", matmul_int, partial(bind_matmul_int, 1),
-        (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("apart", False)),
-        max_rows=1, holes=("epilogue",), live=INT_LIVE_ONE, shared=INT_SHARED,
+        (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4)),
+        max_rows=1, holes=("epilogue",), live=INT_LIVE, shared=INT_SHARED,
     ),
     *(
         KernelDef(
             f"gemm_int_{most}", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
             (
                 ("tile", ACTIVATION_TILE), ("strip", 4 // blocks), ("tokens", most),
-                ("blocks", blocks), ("apart", True),
+                ("blocks", blocks),
             ),
             min_rows=most // 2 + 1, max_rows=most, holes=("epilogue",), live=INT_LIVE,
             shared=INT_SHARED,
@@ -261,26 +259,32 @@ ROWS = (
         for most, blocks in FEW_ROWS
     ),
     KernelDef(
-        "gemm_int", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
-        (("tile", ACTIVATION_TILE), ("strip", 8), ("tokens", 8), ("blocks", 1), ("apart", True)),
-        min_rows=FEW_ROWS[-1][0] + 1, holes=("epilogue",), chunk=4, live=INT_LIVE,
-        shared=INT_SHARED,
+        "gemm_int", "matmul", matmul_plane, partial(bind_matmul_plane, False, False),
+        (("strip", 2), ("tiles", 16), ("tokens", 8)),
+        min_rows=FEW_ROWS[-1][0] + 1, holes=("epilogue",), live=PLANE_LIVE, shared=INT_SHARED,
     ),
     KernelDef(
-        "gemm_int_tile", "matmul", matmul_int_tile, bind_matmul_tile,
-        (("strip", 8),), holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED,
+        "gemm_int_tile", "matmul", matmul_plane, partial(bind_matmul_plane, True, True),
+        (("strip", 2), ("tiles", 16), ("tokens", 16)),
+        holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED, live=(0, 0),
         needs=frozenset({"amx-tile", "amx-int8"}),
     ),
     KernelDef(
+        "gemm_int_signed", "matmul", matmul_plane, partial(bind_matmul_plane, True, False),
+        (("strip", 2), ("tiles", 16), ("tokens", 8)),
+        holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED, live=PLANE_LIVE,
+        lacks=frozenset({"avx512vnni", "avxvnni"}),  # products of bytes of different signs
+    ),
+    KernelDef(
         "gemv_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES, live=INT_LIVE_ONE,
+        (("tokens", 1), ("blocks", 2)), max_rows=1, holes=MATMUL_HOLES, live=INT_LIVE,
     ),
     KernelDef(
         "gemm_dequant", "matmul", matmul_dequant, bind_matmul_dequant,
-        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE_ONE,
+        (("tokens", 4), ("blocks", 1)), min_rows=2, holes=MATMUL_HOLES, live=INT_LIVE,
     ),
     KernelDef("pairwise_rope", "rope", pairwise, bind_pairwise, holes=("apply",), chunk=8),
-    KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, holes=("pairs",), chunk=8),
+    KernelDef("kv_write", "kv_write", kv_write, bind_kv_write, holes=("pairs",), chunk=32),
     KernelDef(
         "attention", "attention", attention, bind_attention, ATTENTION_TILE,
         max_rows=ATTENTION_ROWS, holes=("pairs",), fit=partial(fit_attention, 1),

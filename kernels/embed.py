@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from ondevice.kernels.groups import codes_at, scales_at
+from ondevice.kernels.sections import codes_at, section_at
 from ondevice.lang import (
     DType,
     cast,
     ceildiv,
-    f16,
     f32,
-    fma,
     i32,
     index,
     inline,
@@ -32,7 +30,7 @@ def embed_float(tokens: i32[S], table: W[NB, K, 16], y: f32[S, K], *, W: DType):
 
 @inline
 def code_of(table, b, row, at, k, *, bits: int):
-    """The code of one element: row `row` of block b, element k of the group at `at`"""
+    """The code of one element: row `row` of block b, element k of the half of a group at `at`"""
     if bits == 4:
         code = cast(i32, table[b, at + k % 16 // 4 * 64 + row * 4 + k % 4])
         code = (code >> cast(i32, k // 16 * 4)) & 15
@@ -42,28 +40,31 @@ def code_of(table, b, row, at, k, *, bits: int):
 
 
 @kernel
-def embed_int(
-    tokens: i32[S], table: u8[NB, ROW], y: f32[S, K], *, bits: int, zero: int, affine: bool
-):
-    """y[s, k] = table[tokens[s], k], the table stored in groups of integers"""
+def embed_int(tokens: i32[S], table: u8[NB, ROW], y: f32[S, K], *, bits: int, minima: bool):
+    """y[s, k] = table[tokens[s], k], the table stored in sections of integers"""
     for s in parallel(S):
         token = index(tokens[s])
         b = token // 16
         row = token % 16
-        unit = load(table, b, row * 4, lanes=1, as_=f32)
-        for g in range(ceildiv(K, 32)):
-            at = codes_at(g, bits=bits, affine=affine)
-            tail = scales_at(g, bits=bits, affine=affine)
-            least = cast(f32, 0.0)
-            if affine:
-                scale = unit * cast(f32, cast(i32, table[b, tail + row]))
-                floor_unit = load(table, b, 64 + row * 4, lanes=1, as_=f32)
-                least = floor_unit * cast(f32, cast(i32, table[b, tail + 16 + row]))
-            else:
-                scale = unit * cast(f32, load(table, b, tail + row * 2, lanes=1, as_=f16))
-            for k in range(min(32, K - g * 32)):
+        for half in range(ceildiv(K, 32)):
+            section = half // 8
+            top = section_at(section, bits=bits, minima=minima)
+            unit = load(table, b, top + row * 4, lanes=1, as_=f32)
+            scale = cast(i32, 1)
+            minimum = cast(i32, 128)
+            if bits == 4 and minima:
+                byte = cast(i32, table[b, top + 64 + half % 8 // 2 * 16 + row])
+                scale = ((byte >> cast(i32, half % 2 * 4)) & 15) + 1
+                minimum = cast(i32, table[b, top + 128 + half % 8 * 16 + row])
+            if bits == 4 and not minima:
+                byte = cast(i32, table[b, top + 64 + half % 8 * 16 + row])
+                scale = (byte & 15) + 1
+                minimum = scale * (byte >> 4)
+            at = codes_at(section, half % 8 // 2, bits=bits, minima=minima)
+            at = at + half % 2 * (64 * bits)
+            for k in range(min(32, K - half * 32)):
                 code = code_of(table, b, row, at, k, bits=bits)
-                y[s, g * 32 + k] = fma(cast(f32, code - zero), scale, -least)
+                y[s, half * 32 + k] = cast(f32, code * scale - minimum) * unit
 
 
 @kernel

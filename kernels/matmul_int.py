@@ -1,34 +1,33 @@
 """Matrix products with integer weights, against int8 or float activations.
 
-Integer dots are exact and groups are summed in order, so the bits of an output do not depend on the
-tile, the batch or the instruction set.
+Within a group of 64 all is whole numbers, exact in int32 and in float32, whose order does not
+matter; groups are summed in order. So the bits of an output do not depend on the tile, the batch,
+the instruction set, or on where the scales of the weights come in: `matmul_int` applies them to
+sums, for few rows, `matmul_plane` to the codes, once for many rows.
 """
 
 from __future__ import annotations
 
-from ondevice.kernels.activations import group_offset, group_total, group_unit, quad
-from ondevice.kernels.groups import (
-    codes_at,
-    group_minimum,
-    group_scale,
-    row_minimum,
-    row_scale,
-    scales_at,
-)
+from ondevice.kernels.activations import group_offset, group_unit, half_sum, quad
+from ondevice.kernels.sections import codes_at, half_minimum, half_scale, row_units, section_at
 from ondevice.lang import (
     Inline,
+    bitcast,
     cast,
     ceildiv,
     dot4,
+    dot4_i8,
     dot4_u7,
     dot_tile,
     f32,
     fma,
+    i8,
     i32,
     inline,
     kernel,
     load,
     parallel,
+    prefetch,
     registers,
     scratch,
     store,
@@ -39,185 +38,117 @@ from ondevice.lang import (
 
 
 @inline
-def start_dots(
-    dots, x: u8[T, G, LINES, BYTES], t, g, part, *, zero: int, tile: int, tokens: int, blocks: int
-):
-    """dots = -zero * sum(x): the weights' codes stand `zero` above what they mean"""
-    for m in unroll(tokens):
-        offset = group_offset(x, t, g, part * tokens + m, zero=zero, tile=tile)
-        for r in unroll(blocks):
-            dots[m, r] = offset
-
-
-@inline
-def add_dots(
-    dots,
+def add_half(
+    sums,
     x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     t,
     b,
-    g,
+    section,
+    q,
     part,
-    at,
+    half,
     *,
-    bits: int,
+    minima: bool,
+    tile: int,
     tokens: int,
     blocks: int,
 ):
-    """dots += codes . activations of one group"""
-    for j in unroll(bits):
+    """sums += scales * codes . activations - minima * sum(activations), of half a group of 4 bits
+
+    Whole numbers below 2^22, exact in float32.
+    """
+    g = section * 4 + q
+    at = codes_at(section, q, bits=4, minima=minima) + half * 256
+    dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
+    for j in unroll(4):
         codes = registers(vec(cast(u8, 0), 64), blocks)
         for r in unroll(blocks):
             codes[r] = load(w, min(b + r, NB - 1), at + j * 64, lanes=64)
         for m in unroll(tokens):
-            if bits == 4:
-                first = quad(x, t, g, part, m, j * 4, tokens=tokens)
-                second = quad(x, t, g, part, m, j * 4 + 16, tokens=tokens)
-                for r in unroll(blocks):
-                    dots[m, r] = dot4_u7(dots[m, r], codes[r] & 15, first)
-                    dots[m, r] = dot4_u7(dots[m, r], codes[r] >> 4, second)
-            else:
-                four = quad(x, t, g, part, m, j * 4, tokens=tokens)
-                for r in unroll(blocks):
-                    dots[m, r] = dot4(dots[m, r], codes[r], four)
-
-
-@inline
-def add_scaled(
-    acc,
-    dots,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    g,
-    part,
-    tail,
-    *,
-    affine: bool,
-    tile: int,
-    tokens: int,
-    blocks: int,
-):
-    """acc += scales * dots, in float32"""
+            first = quad(x, t, g, part * tokens + m, half * 32 + j * 4)
+            second = quad(x, t, g, part * tokens + m, half * 32 + j * 4 + 16)
+            for r in unroll(blocks):
+                dots[m, r] = dot4_u7(dots[m, r], codes[r] & 15, first)
+                dots[m, r] = dot4_u7(dots[m, r], codes[r] >> 4, second)
     for r in unroll(blocks):
-        scale = group_scale(w, min(b + r, NB - 1), tail, affine=affine)
+        block = min(b + r, NB - 1)
+        scale = cast(f32, half_scale(w, block, section, q, half, minima=minima))
+        minimum = cast(f32, half_minimum(w, block, section, q, half, minima=minima))
         for m in unroll(tokens):
-            unit = group_unit(x, t, g, part * tokens + m, tile=tile)
-            acc[m, r] = fma(cast(f32, dots[m, r]), scale * vec(unit, 16), acc[m, r])
+            total = vec(half_sum(x, t, g, part * tokens + m, half, tile=tile), 16)
+            sums[m, r] = fma(cast(f32, dots[m, r]), scale, sums[m, r])
+            sums[m, r] = fma(-minimum, total, sums[m, r])
 
 
 @inline
-def add_minima(
-    least,
+def add_bytes(
+    sums,
     x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     t,
     b,
-    g,
+    section,
+    q,
     part,
-    tail,
     *,
     tile: int,
     tokens: int,
     blocks: int,
 ):
-    """least += minima * sum(x), in float32"""
-    for r in unroll(blocks):
-        minimum = group_minimum(w, min(b + r, NB - 1), tail)
+    """sums += (codes - 128) . activations of a group of 8 bits, exact in float32"""
+    g = section * 4 + q
+    at = codes_at(section, q, bits=8, minima=False)
+    dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
+    for m in unroll(tokens):
+        offset = group_offset(x, t, g, part * tokens + m, tile=tile)
+        for r in unroll(blocks):
+            dots[m, r] = offset
+    for j in unroll(16):
+        codes = registers(vec(cast(u8, 0), 64), blocks)
+        for r in unroll(blocks):
+            codes[r] = load(w, min(b + r, NB - 1), at + j * 64, lanes=64)
         for m in unroll(tokens):
-            total = group_total(x, t, g, part * tokens + m, tile=tile)
-            least[m, r] = fma(minimum, vec(total, 16), least[m, r])
+            four = quad(x, t, g, part * tokens + m, j * 4)
+            for r in unroll(blocks):
+                dots[m, r] = dot4(dots[m, r], codes[r], four)
+    for m in unroll(tokens):
+        for r in unroll(blocks):
+            sums[m, r] = cast(f32, dots[m, r])
 
 
 @inline
-def add_groups(
+def add_group(
     acc,
-    least,
     x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     t,
     b,
+    section,
+    q,
     part,
     *,
     bits: int,
-    zero: int,
-    affine: bool,
+    minima: bool,
     tile: int,
     tokens: int,
     blocks: int,
-    apart: bool,
 ):
-    """acc and least += all groups of `tokens` rows and `blocks` blocks of weights
-
-    The minima of affine weights are summed by themselves; `apart`, in a loop of their own.
-    """
-    for pair in range(0, G, 2):
+    """acc += units * sums of a group of `tokens` rows and `blocks` blocks of weights"""
+    sums = registers(vec(0.0, 16), tokens, blocks)
+    if bits == 8:
+        add_bytes(sums, x, w, t, b, section, q, part, tile=tile, tokens=tokens, blocks=blocks)
+    else:
         for half in unroll(2):
-            g = pair + half
-            at = codes_at(g, bits=bits, affine=affine)
-            tail = scales_at(g, bits=bits, affine=affine)
-            dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
-            if zero != 0:
-                start_dots(dots, x, t, g, part, zero=zero, tile=tile, tokens=tokens, blocks=blocks)
-            add_dots(dots, x, w, t, b, g, part, at, bits=bits, tokens=tokens, blocks=blocks)
-            add_scaled(
-                acc, dots, x, w, t, b, g, part, tail,
-                affine=affine, tile=tile, tokens=tokens, blocks=blocks,
+            add_half(
+                sums, x, w, t, b, section, q, part, half,
+                minima=minima, tile=tile, tokens=tokens, blocks=blocks,
             )  # fmt: skip
-            if affine and not apart:
-                add_minima(
-                    least, x, w, t, b, g, part, tail, tile=tile, tokens=tokens, blocks=blocks
-                )
-    if affine and apart:
-        for g in range(G):
-            tail = scales_at(g, bits=bits, affine=affine)
-            add_minima(least, x, w, t, b, g, part, tail, tile=tile, tokens=tokens, blocks=blocks)
-
-
-@inline
-def unpack_codes(codes, w: u8[NB, ROW], b, first, *, affine: bool, depth: int):
-    """The codes of `depth` groups of 4 bits, a byte each, as a matrix unit wants them"""
-    for i in unroll(depth):
-        at = codes_at(first + i, bits=4, affine=affine)
-        for j in unroll(4):
-            both = load(w, b, at + j * 64, lanes=64)
-            store(codes, i, j, 0, both & 15)
-            store(codes, i, j + 4, 0, both >> 4)
-
-
-@inline
-def add_tile(
-    acc,
-    products,
-    place,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    g,
-    tail,
-    *,
-    zero: int,
-    affine: bool,
-):
-    """acc += scales * products of 16 rows of x, in float32"""
-    scale = group_scale(w, b, tail, affine=affine)
-    for m in unroll(16):
-        dots = load(products, place, m, 0, lanes=16)
-        if zero != 0:
-            dots = dots + group_offset(x, t, g, m, zero=zero, tile=16)
-        unit = group_unit(x, t, g, m, tile=16)
-        acc[m, 0] = fma(cast(f32, dots), scale * vec(unit, 16), acc[m, 0])
-
-
-@inline
-def in_row_units(acc, least, w, block, *, affine: bool):
-    """f32[16]: the sums of a row in units of its scale and minimum, put together"""
-    value = acc * row_scale(w, block)
-    if affine:
-        value = fma(least, -row_minimum(w, block), value)
-    return value
+    for r in unroll(blocks):
+        units = row_units(w, min(b + r, NB - 1), section, bits=bits, minima=minima)
+        for m in unroll(tokens):
+            unit = group_unit(x, t, section * 4 + q, part * tokens + m, tile=tile)
+            acc[m, r] = fma(sums[m, r], units * vec(unit, 16), acc[m, r])
 
 
 @kernel
@@ -228,15 +159,13 @@ def matmul_int(
     *,
     epilogue: Inline,
     bits: int,
-    zero: int,
-    affine: bool,
+    minima: bool,
     tile: int,
     strip: int,
     tokens: int,
     blocks: int,
-    apart: bool,
 ):
-    """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 32 (quantize_rows)
+    """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 64 (quantize_rows)
 
     A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time.
     """
@@ -246,96 +175,236 @@ def matmul_int(
                 for row in range(strip):
                     b = (strip_ * strip + row) * blocks
                     acc = registers(vec(0.0, 16), tokens, blocks)
-                    least = registers(vec(0.0, 16), tokens, blocks)
-                    add_groups(
-                        acc, least, x, w, t, b, part, bits=bits, zero=zero, affine=affine,
-                        tile=tile, tokens=tokens, blocks=blocks, apart=apart,
-                    )  # fmt: skip
+                    for section in range(ceildiv(G, 4)):
+                        for q in range(min(4, G - section * 4)):
+                            add_group(
+                                acc, x, w, t, b, section, q, part, bits=bits, minima=minima,
+                                tile=tile, tokens=tokens, blocks=blocks,
+                            )  # fmt: skip
                     for m in unroll(tokens):
                         for r in unroll(blocks):
                             s = t * tile + part * tokens + m
                             n = (b + r) * 16
                             if s < S and n < N:
-                                value = in_row_units(
-                                    acc[m, r], least[m, r], w, b + r, affine=affine
-                                )
-                                store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
+                                store(y, s, n, epilogue(acc[m, r], s, n, N - n), count=N - n)
+
+
+@inline
+def store_plane(plane, w: u8[NB, ROW], b, section, q, *, bits: int, minima: bool, signed: bool):
+    """plane[q] = a group's codes as int8, scales and minima applied; unsigned, 128 above that"""
+    at = codes_at(section, q, bits=bits, minima=minima)
+    if bits == 8:
+        for j in unroll(16):
+            codes = load(w, b, at + j * 64, lanes=64)
+            store(plane, section % 4 * 4 + q, j, 0, codes ^ 128 if signed else codes)
+    else:
+        for half in unroll(2):
+            scale = half_scale(w, b, section, q, half, minima=minima)
+            minimum = half_minimum(w, b, section, q, half, minima=minima)
+            shift = ((0 if signed else 128) - minimum) & 255
+            shifts = bitcast(u8, shift * 0x01010101)
+            for j in unroll(4):
+                both = load(w, b, at + half * 256 + j * 64, lanes=64)
+                # No product of a byte reaches the next: four at a time.
+                low = bitcast(u8, bitcast(i32, both & 15) * scale) + shifts
+                high = bitcast(u8, bitcast(i32, both >> 4) * scale) + shifts
+                store(plane, section % 4 * 4 + q, half * 8 + j, 0, low)
+                store(plane, section % 4 * 4 + q, half * 8 + j + 4, 0, high)
+
+
+@inline
+def add_plane(
+    acc,
+    plane,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    section,
+    q,
+    part,
+    *,
+    bits: int,
+    minima: bool,
+    signed: bool,
+    tokens: int,
+):
+    """acc += units * plane . activations of a group of `tokens` rows"""
+    g = section * 4 + q
+    dots = registers(vec(cast(i32, 0), 16), tokens)
+    if not signed:
+        for m in unroll(tokens):
+            dots[m] = group_offset(x, t, g, part * tokens + m, tile=16)
+    for j in unroll(16):
+        for m in unroll(tokens):
+            four = quad(x, t, g, part * tokens + m, j * 4)
+            if signed:
+                codes = load(plane, section % 4 * 4 + q, j, 0, lanes=64, as_=i8)
+                dots[m] = dot4_i8(dots[m], codes, four)
+            else:
+                dots[m] = dot4(dots[m], load(plane, section % 4 * 4 + q, j, 0, lanes=64), four)
+    units = row_units(w, b, section, bits=bits, minima=minima)
+    for m in unroll(tokens):
+        unit = group_unit(x, t, g, part * tokens + m, tile=16)
+        acc[m] = fma(cast(f32, dots[m]), units * vec(unit, 16), acc[m])
+
+
+@inline
+def add_tile(
+    acc,
+    products,
+    plane,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    section,
+    *,
+    bits: int,
+    minima: bool,
+):
+    """acc += units * plane . activations of a section and 16 rows, the product by a matrix unit
+
+    Between that unit and the vector unit goes memory, and who reads at once what the other wrote
+    waits for it: so each takes all groups of the section in turn.
+    """
+    for q in unroll(4):
+        if section * 4 + q < G:
+            place = section % 4 * 4 + q
+            dot_tile(products, q, x, t, section * 4 + q, 0, 0, plane, place, 0, 0)
+    units = row_units(w, b, section, bits=bits, minima=minima)
+    for q in unroll(4):
+        if section * 4 + q < G:
+            for m in unroll(16):
+                unit = group_unit(x, t, section * 4 + q, m, tile=16)
+                dots = cast(f32, load(products, q, m, 0, lanes=16))
+                acc[m] = fma(dots, units * vec(unit, 16), acc[m])
+
+
+@inline
+def fill_plane(
+    plane, w: u8[NB, ROW], b, first, last, groups, *, bits: int, minima: bool, signed: bool
+):
+    """The plane of sections `first` to `last` of a block"""
+    for section in range(first, last):
+        for q in range(min(4, groups - section * 4)):
+            store_plane(plane, w, b, section, q, bits=bits, minima=minima, signed=signed)
+
+
+@inline
+def fetch_next(w: u8[NB, ROW], b, first, last, i, *, bits: int, minima: bool):
+    """An eighth of the next block's sections, so that its codes are there when they are wanted"""
+    for section in range(first, last):
+        size = section_at(1, bits=bits, minima=minima)
+        for line in unroll(ceildiv(size, 512)):
+            at = section * size + (i * ceildiv(size, 512) + line) * 64
+            prefetch(w, min(b + 1, NB - 1), min(at, ROW - 1))
+
+
+@inline
+def add_sections(
+    sums,
+    products,
+    plane,
+    x: u8[T, G, LINES, BYTES],
+    w: u8[NB, ROW],
+    t,
+    b,
+    i,
+    part,
+    first,
+    last,
+    *,
+    bits: int,
+    minima: bool,
+    signed: bool,
+    matrix: bool,
+    tokens: int,
+):
+    """sums[i] of `tokens` rows += units * plane . activations of sections `first` to `last`"""
+    acc = registers(vec(0.0, 16), tokens)
+    if first > 0:
+        for m in unroll(tokens):
+            acc[m] = load(sums, i, part * tokens + m, 0, lanes=16)
+    for section in range(first, last):
+        if matrix:
+            add_tile(acc, products, plane, x, w, t, b, section, bits=bits, minima=minima)
+        else:
+            for q in range(min(4, G - section * 4)):
+                add_plane(
+                    acc, plane, x, w, t, b, section, q, part,
+                    bits=bits, minima=minima, signed=signed, tokens=tokens,
+                )  # fmt: skip
+    for m in unroll(tokens):
+        store(sums, i, part * tokens + m, 0, acc[m])
 
 
 @kernel
-def matmul_int_tile(
+def matmul_plane(
     x: u8[T, G, LINES, BYTES],
     w: u8[NB, ROW],
     y: f32[S, N],
     *,
     epilogue: Inline,
     bits: int,
-    zero: int,
-    affine: bool,
+    minima: bool,
+    signed: bool,
+    matrix: bool,
     strip: int,
-    depth: int,
+    tiles: int,
+    tokens: int,
 ):
-    """matmul_int on a matrix unit: 16 rows by one block of weights at a time, the same bits
+    """matmul_int for many rows: a task makes a block of weights int8 once for `tiles` tiles
 
-    Between this unit and the vector unit goes memory, and who reads at once what the other wrote
-    waits for it: so each takes `depth` groups in turn.
+    A plane of up to 1,024 columns stays in the first cache meanwhile. With `matrix`, 16 rows at a
+    time by a matrix unit, else `tokens`.
     """
-    products = scratch(i32, depth, 16, 16)
-    if bits == 4:
-        codes = scratch(u8, depth, 8, 64)
-    for strip_, t in parallel(ceildiv(NB, strip), T):
-        for row in range(strip):
-            b = strip_ * strip + row
-            if b < NB:
-                acc = registers(vec(0.0, 16), 16, 1)
-                least = registers(vec(0.0, 16), 16, 1)
-                for first in range(0, G, depth):
+    plane = scratch(u8, 16, 16, 64)
+    sums = scratch(f32, tiles, 16, 16)
+    products = scratch(i32, 4 if matrix else 1, 16, 16)
+    for strip_, several in parallel(ceildiv(NB, strip), ceildiv(S, tiles * 16)):
+        for b in range(strip_ * strip, min(strip_ * strip + strip, NB)):
+            for first in range(0, ceildiv(G, 4), 4):
+                last = min(first + 4, ceildiv(G, 4))
+                fill_plane(plane, w, b, first, last, G, bits=bits, minima=minima, signed=signed)
+                for i in range(min(tiles, T - several * tiles)):
+                    t = several * tiles + i
+                    if i < 8:
+                        fetch_next(w, b, first, last, i, bits=bits, minima=minima)
+                    if first == 0:
+                        for m in unroll(16):
+                            prefetch(y, min(t * 16 + m, S - 1), b * 16)
+                    for part in range(16 // tokens):
+                        if t * 16 + part * tokens < S:
+                            add_sections(
+                                sums, products, plane, x, w, t, b, i, part, first, last, bits=bits,
+                                minima=minima, signed=signed, matrix=matrix, tokens=tokens,
+                            )  # fmt: skip
+            for s in range(several * tiles * 16, min((several + 1) * tiles * 16, S)):
+                value = load(sums, s // 16 - several * tiles, s % 16, 0, lanes=16)
+                store(y, s, b * 16, epilogue(value, s, b * 16, N - b * 16), count=N - b * 16)
+
+
+@inline
+def add_products(sums, rows, w, b, section, q, *, bits: int, minima: bool, tokens: int):
+    """sums += x . codes of a group, scales and minima applied, in order of the codes' bytes"""
+    at = codes_at(section, q, bits=bits, minima=minima)
+    for half in unroll(2):
+        if bits == 4:
+            scale = half_scale(w, b, section, q, half, minima=minima)
+            minimum = half_minimum(w, b, section, q, half, minima=minima)
+        for j in range(bits):
+            quads = load(w, b, at + half * (64 * bits) + j * 64, lanes=16, as_=i32)
+            for i in unroll(4):
+                for nibble in unroll(8 // bits):
                     if bits == 4:
-                        unpack_codes(codes, w, b, first, affine=affine, depth=depth)
-                    for i in unroll(depth):
-                        at = codes_at(first + i, bits=bits, affine=affine)
-                        if bits == 4:
-                            dot_tile(products, i, x, t, first + i, 0, 0, codes, i, 0, 0)
-                        else:
-                            dot_tile(products, i, x, t, first + i, 0, 0, w, b, at)
-                    for i in unroll(depth):
-                        tail = scales_at(first + i, bits=bits, affine=affine)
-                        add_tile(
-                            acc, products, i, x, w, t, b, first + i, tail, zero=zero, affine=affine
-                        )
-                if affine:
-                    for g in range(G):
-                        tail = scales_at(g, bits=bits, affine=affine)
-                        add_minima(least, x, w, t, b, g, 0, tail, tile=16, tokens=16, blocks=1)
-                for m in unroll(16):
-                    s = t * 16 + m
-                    n = b * 16
-                    if s < S:
-                        value = in_row_units(acc[m, 0], least[m, 0], w, b, affine=affine)
-                        store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
-
-
-@inline
-def add_products(sums, rows, w, block, g, at, *, bits: int, zero: int, tokens: int):
-    """sums += (codes - zero) * x of one group, the codes made floats in registers"""
-    for j in range(bits):
-        quads = load(w, block, at + j * 64, lanes=16, as_=i32)
-        for i in unroll(4):
-            for half in unroll(8 // bits):
-                code = (quads >> (8 * i + 4 * half)) & (15 if bits == 4 else 255)
-                value = cast(f32, code - zero)
-                for m in unroll(tokens):
-                    unit = rows[m, g * 32 + half * 16 + j * 4 + i]
-                    sums[m] = fma(vec(unit, 16), value, sums[m])
-
-
-@inline
-def float_total(rows, m, g):
-    """The sum of a group of float activations, in order"""
-    total = cast(f32, 0.0)
-    for k in range(32):
-        total = total + rows[m, g * 32 + k]
-    return total
+                        code = ((quads >> (8 * i + 4 * nibble)) & 15) * scale - minimum
+                    else:
+                        code = ((quads >> (8 * i)) & 255) - 128
+                    value = cast(f32, code)
+                    for m in unroll(tokens):
+                        k = section * 256 + q * 64 + half * 32 + nibble * 16 + j * 4 + i
+                        sums[m] = fma(vec(rows[m, k], 16), value, sums[m])
 
 
 @kernel
@@ -348,43 +417,37 @@ def matmul_dequant(
     epilogue: Inline,
     staged: bool,
     bits: int,
-    zero: int,
-    affine: bool,
+    minima: bool,
     tokens: int,
     blocks: int,
 ):
     """y[s, n] = epilogue(sum_k prologue(x[s, k]) * w[n, k]) with float activations
 
-    A group's products are summed before its scale is applied.
+    A section's products are summed before its unit is applied.
     """
-    rows = scratch(f32, tokens, ceildiv(K, 32) * 32)
+    rows = scratch(f32, tokens, ceildiv(K, 64) * 64)
     for b, t in parallel(ceildiv(NB, blocks), ceildiv(S, tokens)):
         for m in unroll(tokens):
             s = min(t * tokens + m, S - 1)
-            for k in range(0, ceildiv(K, 32) * 32, 16):
+            for k in range(0, ceildiv(K, 64) * 64, 16):
                 value = load(x, s, k, lanes=16, count=K - k) if k < K else vec(0.0, 16)
                 if staged:
                     value = prologue(value, s, k, K - k)
                 store(rows, m, k, value)
-        acc = registers(vec(0.0, 16), tokens, blocks)
-        least = registers(vec(0.0, 16), tokens, blocks)
-        for g in range(ceildiv(K, 32)):
-            at = codes_at(g, bits=bits, affine=affine)
-            tail = scales_at(g, bits=bits, affine=affine)
-            for r in unroll(blocks):
-                block = min(b * blocks + r, NB - 1)
+        for r in unroll(blocks):
+            block = min(b * blocks + r, NB - 1)
+            acc = registers(vec(0.0, 16), tokens)
+            for section in range(ceildiv(K, 256)):
                 sums = registers(vec(0.0, 16), tokens)
-                add_products(sums, rows, w, block, g, at, bits=bits, zero=zero, tokens=tokens)
-                scale = group_scale(w, block, tail, affine=affine)
+                for q in range(min(4, ceildiv(K, 64) - section * 4)):
+                    add_products(
+                        sums, rows, w, block, section, q, bits=bits, minima=minima, tokens=tokens
+                    )
+                units = row_units(w, block, section, bits=bits, minima=minima)
                 for m in unroll(tokens):
-                    acc[m, r] = fma(sums[m], scale, acc[m, r])
-                    if affine:
-                        total = vec(float_total(rows, m, g), 16)
-                        least[m, r] = fma(group_minimum(w, block, tail), total, least[m, r])
-        for m in unroll(tokens):
-            for r in unroll(blocks):
+                    acc[m] = fma(sums[m], units, acc[m])
+            for m in unroll(tokens):
                 s = t * tokens + m
                 n = (b * blocks + r) * 16
                 if s < S and n < N:
-                    value = in_row_units(acc[m, r], least[m, r], w, b * blocks + r, affine=affine)
-                    store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
+                    store(y, s, n, epilogue(acc[m], s, n, N - n), count=N - n)

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from ondevice.kernels.groups import (
-    codes_at,
-    group_minimum,
-    group_scale,
-    row_minimum,
-    row_scale,
-    scales_at,
-)
 from ondevice.kernels.quantize import transpose_block
+from ondevice.kernels.sections import codes_at, half_minimum, half_scale, row_units
 from ondevice.lang import (
     DType,
     cast,
@@ -52,29 +45,32 @@ def measure_rounding(x: f32[N, K], squares: f32[N, 2, 16], *, W: DType):
 
 
 @kernel
-def measure_groups(
-    x: f32[N, K], w: u8[NB, ROW], squares: f32[NB, 2, 16], *, bits: int, zero: int, affine: bool
+def measure_sections(
+    x: f32[N, K], w: u8[NB, ROW], squares: f32[NB, 2, 16], *, bits: int, minima: bool
 ):
     """squares[b] = sums along k of (x - unpacked w)^2 and of x^2, for each of the 16 rows"""
     xt = scratch(f32, ceildiv(K, 64) * 64, 16)
     for b in parallel(NB):
         transpose_block(xt, x, b)
         sums = registers(vec(0.0, 16), 2)
-        for g in range(ceildiv(K, 32)):
-            at = codes_at(g, bits=bits, affine=affine)
-            tail = scales_at(g, bits=bits, affine=affine)
-            scale = group_scale(w, b, tail, affine=affine) * row_scale(w, b)
-            least = vec(0.0, 16)
-            if affine:
-                least = group_minimum(w, b, tail) * row_minimum(w, b)
-            for j in range(bits):
-                quads = load(w, b, at + j * 64, lanes=16, as_=i32)
-                for i in unroll(4):
-                    for half in unroll(8 // bits):
-                        code = (quads >> (8 * i + 4 * half)) & (15 if bits == 4 else 255)
-                        value = fma(cast(f32, code - zero), scale, -least)
-                        k = g * 32 + half * 16 + j * 4 + i
-                        if k < K:
-                            add_squares(sums, load(xt, k, 0, lanes=16), value)
+        for g in range(ceildiv(K, 64)):
+            section = g // 4
+            unit = row_units(w, b, section, bits=bits, minima=minima)
+            for half in unroll(2):
+                at = codes_at(section, g % 4, bits=bits, minima=minima) + half * (64 * bits)
+                scale = vec(1.0, 16)
+                minimum = vec(128.0, 16)
+                if bits == 4:
+                    scale = cast(f32, half_scale(w, b, section, g % 4, half, minima=minima))
+                    minimum = cast(f32, half_minimum(w, b, section, g % 4, half, minima=minima))
+                for j in range(bits):
+                    quads = load(w, b, at + j * 64, lanes=16, as_=i32)
+                    for i in unroll(4):
+                        for nibble in unroll(8 // bits):
+                            code = (quads >> (8 * i + 4 * nibble)) & (15 if bits == 4 else 255)
+                            value = fma(cast(f32, code), scale, -minimum) * unit
+                            k = g * 64 + half * 32 + nibble * 16 + j * 4 + i
+                            if k < K:
+                                add_squares(sums, load(xt, k, 0, lanes=16), value)
         store(squares, b, 0, 0, sums[0])
         store(squares, b, 1, 0, sums[1])

@@ -11,18 +11,25 @@ import numpy as np
 
 from ondevice import targets
 from ondevice.codegen.cache import cached
-from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
+from ondevice.codegen.emit import (
+    LLVM_OPTION,
+    LoadedObject,
+    call_kernel,
+    emit_object,
+    host_triple,
+    load_object,
+)
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.errors import TargetError
-from ondevice.kernels.measure import measure_groups, measure_rounding
-from ondevice.kernels.quantize import pack_affine, pack_symmetric
+from ondevice.kernels.measure import measure_rounding, measure_sections
+from ondevice.kernels.quantize import pack_bytes, pack_nibbles
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.specialize import specialize
 from ondevice.quant.layout import Array, pack_floats
 from ondevice.quant.scheme import ROW_BLOCK, Scheme
 from ondevice.targets.detect import host_features
 
-SEARCH_STEPS = {4: 16, 8: 4}  # scales tried per group, by bits: 8 bits have little to gain
+SEARCH_STEPS = 6  # scales tried for each group of 4-bit codes
 
 
 class Packers:
@@ -75,19 +82,18 @@ class Packers:
 
 @cache
 def _packer(scheme: Scheme, columns: int) -> tuple[Kernel, LoadedObject]:
-    steps = SEARCH_STEPS[scheme.bits]
-    if scheme.zero_point:
-        return _compiled(specialize(pack_affine, _dims(scheme, columns), {"steps": steps}))
-    constants = {"bits": scheme.bits, "steps": steps}
-    return _compiled(specialize(pack_symmetric, _dims(scheme, columns), constants))
+    if scheme.bits == 8:
+        return _compiled(specialize(pack_bytes, _dims(scheme, columns), {}))
+    constants = {"minima": scheme.minima, "steps": SEARCH_STEPS}
+    return _compiled(specialize(pack_nibbles, _dims(scheme, columns), constants))
 
 
 @cache
 def _measure(scheme: Scheme, columns: int) -> tuple[Kernel, LoadedObject]:
     if not scheme.group_size:
         return _compiled(specialize(measure_rounding, {"K": columns}, {"W": scheme.dtype}))
-    constants = {"bits": scheme.bits, "zero": scheme.zero, "affine": scheme.zero_point}
-    return _compiled(specialize(measure_groups, _dims(scheme, columns), constants))
+    constants = {"bits": scheme.bits, "minima": scheme.minima}
+    return _compiled(specialize(measure_sections, _dims(scheme, columns), constants))
 
 
 def _dims(scheme: Scheme, columns: int) -> dict[str, int | str]:
@@ -96,7 +102,7 @@ def _dims(scheme: Scheme, columns: int) -> dict[str, int | str]:
 
 def _compiled(kernel: Kernel) -> tuple[Kernel, LoadedObject]:
     text = print_module([print_function(kernel, kernel.name, _features())], host_triple())
-    key = ["packer", llvmlite.__version__, text]
+    key = ["packer", llvmlite.__version__, LLVM_OPTION, text]
     return kernel, load_object(cached(key, lambda: emit_object(text, host_triple())))
 
 

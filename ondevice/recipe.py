@@ -29,7 +29,7 @@ class QuantRecipe:
 
     `rules` maps globs over our weight names ("layers.*.mlp.down.weight") to schemes; the first that
     matches wins, then `embedding` for token embeddings and the head, then `default`. `embedding`
-    is "auto" for int8_g32 where the default has fewer bits, else the default.
+    is "auto" for int8_g256 where the default has fewer bits, else the default.
     """
 
     default: str = "int4_g32"

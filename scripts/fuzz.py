@@ -211,9 +211,9 @@ prefill_chunk_tokens = 8
 
 [quant]
 default = "int4_g32"
-embedding = "int8_g32"
+embedding = "int8_g256"
 activations = "int8"
-rules = { "layers.*.mlp.down.weight" = "f16", "layers.0.*" = "int8_g32" }
+rules = { "layers.*.mlp.down.weight" = "f16", "layers.0.*" = "int8_g256" }
 
 [kv]
 dtype = "auto"

@@ -12,7 +12,7 @@ from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.program import Program
 from ondevice.codegen.cache import cached
 from ondevice.codegen.descriptor import emit_descriptor
-from ondevice.codegen.emit import emit_object
+from ondevice.codegen.emit import LLVM_OPTION, emit_object
 from ondevice.codegen.link import compile_runner, link_library
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.debug import Dump
@@ -65,7 +65,7 @@ def compile_kernels(
         text = print_module(functions, target.triple)
         if dump:
             dump.file(f"kernels/{variant.name}.ll", text)
-        key = ["llvm", llvmlite.__version__, target.triple, target.cpu.baseline, text]
+        key = ["llvm", llvmlite.__version__, LLVM_OPTION, target.triple, target.cpu.baseline, text]
         data = cached(key, lambda: emit_object(text, target.triple, target.cpu.baseline))
         advance(1)
         return CompiledVariant(variant, symbols, data)

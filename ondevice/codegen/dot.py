@@ -33,8 +33,20 @@ def lower_dot4(out: Writer, op: Op, args: list[str]) -> str:
     if has("dotprod"):
         return by_parts(out, 4, sdot if small else sdot_centered, acc, u, s)
     if has("neon"):
-        return by_parts(out, 4, neon_u7 if small else neon, acc, u, s)
+        return by_parts(out, 4, neon_pairs if small else neon, acc, u, s)
     return by_parts(out, 4, widened, acc, u, s)
+
+
+def lower_dot4_i8(out: Writer, op: Op, args: list[str]) -> str:
+    """Both operands signed; the second is never -128."""
+    has = out.features.__contains__
+    if has("avx2"):
+        return by_parts(out, 2, maddubs_i8, *args)
+    if has("dotprod"):
+        return by_parts(out, 4, sdot, *args)
+    if has("neon"):
+        return by_parts(out, 4, neon_pairs, *args)
+    return by_parts(out, 4, widened_i8, *args)
 
 
 def by_parts(out: Writer, parts: int, one: Part, acc: str, u: str, s: str) -> str:
@@ -91,6 +103,13 @@ def maddubs(out: Writer, acc: str, u: str, s: str) -> str:
     return out.pure(f"add <8 x i32> {total}, {pair_sums(out, top, s, 128)}")
 
 
+def maddubs_i8(out: Writer, acc: str, a: str, b: str) -> str:
+    """|a| * (b with the sign of a): two products sum to at most 2 * 128 * 127 < 2^15."""
+    size = out.pure(f"call <32 x i8> @llvm.abs.v32i8(<32 x i8> {a}, i1 false)")
+    turned = out.pure(f"call <32 x i8> @llvm.x86.avx2.psign.b(<32 x i8> {b}, <32 x i8> {a})")
+    return out.pure(f"add <8 x i32> {acc}, {pair_sums(out, size, turned, 1)}")
+
+
 # --- arm64 ---------------------------------------------------------------------------------------
 
 
@@ -126,8 +145,8 @@ def widen_pairs(out: Writer, x: str) -> str:
     return out.pure(f"call <4 x i32> @llvm.aarch64.neon.saddlp.v4i32.v8i16(<8 x i16> {x})")
 
 
-def neon_u7(out: Writer, acc: str, u: str, s: str) -> str:
-    """Two products of u <= 127 sum to at most 2 * 127 * 128 < 2^15."""
+def neon_pairs(out: Writer, acc: str, u: str, s: str) -> str:
+    """As int8: two products sum to at most 2 * 127 * 128 < 2^15, for one side is within 127."""
     halves = []
     for first in (0, 8):
         lanes = list(range(first, first + 8))
@@ -148,9 +167,9 @@ def neon(out: Writer, acc: str, u: str, s: str) -> str:
     return out.pure(f"add <4 x i32> {acc}, {add_pairs(out, '<4 x i32>', *halves)}")
 
 
-def products(out: Writer, u: str, s: str) -> str:
+def products(out: Writer, u: str, s: str, extend: str = "zext") -> str:
     """Sixteen products; 255 * -128 still fits i16."""
-    wide_u = out.pure(f"zext <16 x i8> {u} to <16 x i16>")
+    wide_u = out.pure(f"{extend} <16 x i8> {u} to <16 x i16>")
     wide_s = out.pure(f"sext <16 x i8> {s} to <16 x i16>")
     return out.pure(f"mul <16 x i16> {wide_u}, {wide_s}")
 
@@ -158,9 +177,13 @@ def products(out: Writer, u: str, s: str) -> str:
 # --- any target ----------------------------------------------------------------------------------
 
 
-def widened(out: Writer, acc: str, u: str, s: str) -> str:
+def widened_i8(out: Writer, acc: str, a: str, b: str) -> str:
+    return widened(out, acc, a, b, "sext")
+
+
+def widened(out: Writer, acc: str, u: str, s: str, extend: str = "zext") -> str:
     """Every fourth product, four times."""
-    product, total = products(out, u, s), acc
+    product, total = products(out, u, s, extend), acc
     for j in range(4):
         part = out.shuffle("<16 x i16>", product, "poison", list(range(j, 16, 4)))
         wide = out.pure(f"sext <4 x i16> {part} to <4 x i32>")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ondevice.codegen.dot import lower_dot4
+from ondevice.codegen.dot import lower_dot4, lower_dot4_i8
 from ondevice.codegen.masked import BranchingMask, Mask, NativeMask
 from ondevice.codegen.writer import Writer, constant_text, intrinsic_suffix, llvm_type
 from ondevice.dtypes import boolean
@@ -205,4 +205,5 @@ LOWERINGS: dict[str, Lowering] = {
     "reduce_min": reduction("min"),
     "dot4": lower_dot4,
     "dot4_u7": lower_dot4,
+    "dot4_i8": lower_dot4_i8,
 }

@@ -1,4 +1,4 @@
-"""`dot_tile` on x86's matrix unit, AMX: 16 rows by 16 columns by 32, in six tile registers.
+"""`dot_tile` on x86's matrix unit, AMX: 16 rows by 16 columns by 64, in six tile registers.
 
 A function that uses tiles configures them at its start and releases them at its end, so that the
 system need not save them for a thread that does not compute.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ondevice.codegen.writer import Writer
 
-ROWS, COLUMN_BYTES, K_BYTES = 16, 64, 32
+ROWS, COLUMN_BYTES, K_BYTES = 16, 64, 64
 _PALETTE, _TILES = 1, 8
 # Two sets, used in turn: the next product can start while the last one is stored.
 _SETS = ((0, 1, 2), (3, 4, 5))  # result, rows, columns
@@ -43,7 +43,7 @@ class Tiles:
             f"tileloadd64(i8 {a}, ptr {rows}, i64 {K_BYTES})",
             f"tileloadd64(i8 {b}, ptr {columns}, i64 {COLUMN_BYTES})",
             f"tilezero(i8 {c})",
-            f"tdpbsud(i8 {c}, i8 {a}, i8 {b})",
+            f"tdpbssd(i8 {c}, i8 {a}, i8 {b})",
             f"tilestored64(i8 {c}, ptr {result}, i64 {COLUMN_BYTES})",
         ):
             self.out.line(f"call void @llvm.x86.{call}")

@@ -29,9 +29,9 @@ from ondevice.graph.kv_pool import kv_sizes, read_pool, write_token
 
 Array = npt.NDArray[Any]
 
-# The scheme of quantized activations: groups of 32 int8 codes, each with its f32 scale.
-ACTIVATIONS = "a8_g32"
-ACTIVATION_GROUP = 32
+# The scheme of quantized activations: groups of 64 int8 codes, each with its f32 scale.
+ACTIVATIONS = "a8_g64"
+ACTIVATION_GROUP = 64
 
 ATTR_TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -173,7 +173,7 @@ def infer_quantize(x: TensorType) -> TensorType:
 
 
 def quantize(x: Array) -> Array:
-    """The values that int8 codes in groups of 32 keep of x: f32[S, K] -> [S, K]."""
+    """The values that int8 codes in groups of 64 keep of x: f32[S, K] -> [S, K]."""
     rows, columns = x.shape
     padded = np.zeros((rows, -(-columns // ACTIVATION_GROUP) * ACTIVATION_GROUP), np.float32)
     padded[:, :columns] = x

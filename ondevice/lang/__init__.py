@@ -12,6 +12,7 @@ from ondevice.lang.reference import (
     cast,
     ceildiv,
     dot4,
+    dot4_i8,
     dot4_u7,
     dot_tile,
     floor,
@@ -40,8 +41,8 @@ Inline = Chain  # the annotation of a hole
 
 __all__ = [
     "Chain", "DType", "Inline", "InlineFunction", "KernelFunction", "bitcast", "cast", "ceildiv",
-    "dot4", "dot4_u7", "dot_tile", "f16", "f32", "floor", "fma", "high", "i8", "i16", "i32",
-    "index", "inline", "iota", "join", "kernel", "load", "low", "parallel", "prefetch",
+    "dot4", "dot4_i8", "dot4_u7", "dot_tile", "f16", "f32", "floor", "fma", "high", "i8", "i16",
+    "i32", "index", "inline", "iota", "join", "kernel", "load", "low", "parallel", "prefetch",
     "reduce_add", "reduce_max", "reduce_min", "registers", "scratch", "select", "sqrt", "store",
     "u8", "u16", "u32", "unroll", "vec",
 ]  # fmt: skip

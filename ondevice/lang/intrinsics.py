@@ -199,8 +199,8 @@ def build_reduce(name: str) -> Callable[[object], Expr]:
     return build
 
 
-def build_dot4(name: str) -> Callable[[object, object, object], Expr]:
-    types = (Type(i32, 16), Type(u8, 64), Type(i8, 64))
+def build_dot4(name: str, left: DType = u8) -> Callable[[object, object, object], Expr]:
+    types = (Type(i32, 16), Type(left, 64), Type(i8, 64))
 
     def build(acc: object, u: object, s: object) -> Expr:
         values = (operand(acc), operand(u), operand(s))
@@ -241,6 +241,7 @@ _ROWS = (
     Intrinsic("reduce_min", reference.reduce_min, build_reduce("reduce_min")),
     Intrinsic("dot4", reference.dot4, build_dot4("dot4")),
     Intrinsic("dot4_u7", reference.dot4_u7, build_dot4("dot4_u7")),
+    Intrinsic("dot4_i8", reference.dot4_i8, build_dot4("dot4_i8", i8)),
     Intrinsic("dot_tile", reference.dot_tile),
 )
 INTRINSICS: dict[str, Intrinsic] = {row.name: row for row in _ROWS}

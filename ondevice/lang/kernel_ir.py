@@ -123,9 +123,9 @@ class Prefetch:
 class DotTile:
     """`out = rows . columns` by a CPU's matrix unit, exact in int32.
 
-    `out_at` is a place in scratch i32[..., 16, 16]. `rows` points to 16 rows of 32 int8, one after
-    the other, and `columns` to 16 columns of 32 uint8 as weights are packed, four k of a column
-    side by side: [8, 16, 4]. Both are u8 buffers, and the bytes may run over their last dims.
+    `out_at` is a place in scratch i32[..., 16, 16]. `rows` points to 16 rows of 64 int8, one after
+    the other, and `columns` to 16 columns of 64 int8, four k of a column side by side: [16, 16, 4].
+    Both are u8 buffers, and the bytes may run over their last dims.
     """
 
     out: str

@@ -47,9 +47,9 @@ class KernelDef:
 
     `bind` returns None where the kernel cannot compute the node (another scheme, say). `tile` is
     the default schedule, which the tile pass shrinks to the CPU's registers and cores. The row
-    is offered for `min_rows`..`max_rows` rows of the node's result. A row that `needs` features of
-    the CPU stands in for the row `instead_of` on the variants that have them: it takes the same
-    buffers and the same tasks.
+    is offered for `min_rows`..`max_rows` rows of the node's result. A row stands in for the row
+    `instead_of` on the CPU variants that have the features it `needs` and none that it `lacks`: it
+    takes the same buffers and the same tasks.
     """
 
     name: str
@@ -68,6 +68,7 @@ class KernelDef:
     fit: Callable[[Node, Types, int, int], Attrs] | None = None
     shared: tuple[str, ...] = ()  # static dims that are passed at run time: one code for many sizes
     needs: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
     instead_of: str = ""
 
     def held(self, tokens: int, blocks: int) -> int:

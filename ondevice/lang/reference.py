@@ -348,15 +348,22 @@ def dot4_u7(acc: Value, u: Value, s: Value) -> Value:
     return dot4(acc, u, s)
 
 
+def dot4_i8(acc: Value, a: Value, b: Value) -> Value:
+    """`dot4` of i8x64 with i8x64 where every b >= -127 is promised."""
+    if b.min() < -127:
+        raise KernelError("dot4_i8 of b = -128, whose negative is no int8")
+    return dot4(acc, a, b)
+
+
 def dot_tile(*places: Any) -> None:
     """`out[..., m, n] = sum_k rows[m, k] * columns[k // 4, n, k % 4]`, exact, by a matrix unit.
 
-    `places` are three buffers, each with its indices: the result, 16 rows of 32 int8, and 16
-    columns of 32 uint8 as weights are packed.
+    `places` are three buffers, each with its indices: the result, 16 rows of 64 int8, and 16
+    columns of 64 int8, four k of a column side by side.
     """
     starts = [i for i, p in enumerate(places) if isinstance(p, Array)]
     out, rows, columns = (places[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True))
-    a = rows[0].following(rows[1:], 512).view(np.int8).reshape(16, 32)
-    b = columns[0].following(columns[1:], 512)
-    b = b.reshape(8, 16, 4).swapaxes(1, 2).reshape(32, 16)
+    a = rows[0].following(rows[1:], 1024).view(np.int8).reshape(16, 64)
+    b = columns[0].following(columns[1:], 1024).view(np.int8)
+    b = b.reshape(16, 16, 4).swapaxes(1, 2).reshape(64, 16)
     out[0].array[out[1:]] = a.astype(np.int32) @ b.astype(np.int32)

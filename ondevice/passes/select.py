@@ -37,7 +37,9 @@ def specials(row: KernelDef, context: Context) -> tuple[Special, ...]:
         Special(variant.name, other.name, other.tile)
         for other in context.library.kernels.values()
         for variant in context.target.cpu.variants
-        if other.instead_of == row.name and other.needs <= set(variant.features)
+        if other.instead_of == row.name
+        and other.needs <= set(variant.features)
+        and not other.lacks & set(variant.features)
     )
 
 

@@ -53,7 +53,7 @@ def room(variant: CpuVariant) -> int:
 
 def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features: int) -> Choice:
     """The choice with its tiles; CPU variants that need another than the last are specials."""
-    if "blocks" not in dict(choice.schedule):
+    if not {"blocks", "strip"} & set(dict(choice.schedule)):
         return choice
     cells = _cells(choice.schedule, features)
     # Without strips the tile in registers is also the task: one for all, for the best registers.
@@ -79,7 +79,7 @@ def _special(choice: Choice, own: Sequence[tuple[str, Attrs]], cpu: Cpu) -> Choi
 def _cells(schedule: Attrs, features: int) -> int:
     """Blocks of weights in a task."""
     sizes = dict(schedule)
-    cells = int(sizes.get("strip", 1)) * int(sizes["blocks"])
+    cells = int(sizes.get("strip", 1)) * int(sizes.get("blocks", 1))
     while cells > 1 and -(-features // (ROW_BLOCK * cells)) < TASKS_PER_LAUNCH:
         cells //= 2
     return cells
@@ -89,7 +89,7 @@ def _fitted(row: KernelDef, schedule: Attrs, cells: int, vectors: int) -> Attrs:
     """`schedule` for tasks of so many blocks and a CPU that holds so many vectors."""
     sizes = {n: int(v) for n, v in schedule if n in ("strip", "tokens", "blocks")}
     if "tokens" in sizes:
-        sizes["blocks"] = min(sizes["blocks"], cells)
+        sizes["blocks"] = min(sizes.get("blocks", 1), cells)
         while (
             row.held(sizes["tokens"], sizes["blocks"]) > vectors
             and max(sizes["tokens"], sizes["blocks"]) > 1

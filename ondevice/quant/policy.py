@@ -15,7 +15,7 @@ from ondevice.recipe import QuantRecipe
 
 ALIGN_BYTES = 64
 EMBEDDINGS = ("embed.weight", "head.weight")
-EMBEDDING_SCHEME = "int8_g32"  # the head chooses between tokens: finer than the rest
+EMBEDDING_SCHEME = "int8_g256"  # the head chooses between tokens: finer than the rest
 
 
 @dataclass(frozen=True)

@@ -17,26 +17,26 @@ from ondevice.graph.ops import ACTIVATION_GROUP
 
 ROW_BLOCK = 16
 PLAIN = ""  # the scheme of unpacked row-major f32
-SCALE_BYTES = 32  # of a group of 16 rows: 16 f16 scales, or 16 u8 scales and 16 u8 minima
+SECTION = 256  # columns that share a f32 unit for each row
+_GROUPS = SECTION // ACTIVATION_GROUP
 
-# Quantized activations of so many rows lie together: the codes of a group of all, 32 int8 a row,
-# then their f32 scales, the sums of their codes as int32 times -128, and as f32 times the scales.
+# Quantized activations of so many rows lie together: the codes of a group of all, 64 int8 a row,
+# then their f32 scales, the sums of the codes of each half as f32, and of both as int32 times -128.
 ACTIVATION_TILE = 16
-_NUMBERS = 3  # of a row's group, behind the codes
+_NUMBERS = 4  # of a row's group, behind the codes
 
 
 @dataclass(frozen=True)
 class Scheme:
     """One row. `bits` is the width of a code; `group_size` is 0 where elements have no scale.
 
-    `zero_point` schemes are affine (`scale * code - minimum`), the others symmetric around the
-    code `zero`.
+    Of 4 bits, `minima` says that groups have a minimum each; else a group's 0 is the code 7 or 8.
     """
 
     name: str
     bits: int
     group_size: int = 0
-    zero_point: bool = False
+    minima: bool = False
 
     @property
     def dtype(self) -> DType:
@@ -45,30 +45,28 @@ class Scheme:
 
     @property
     def layout(self) -> str:
-        return "groups16" if self.group_size else "rows16"
-
-    @property
-    def zero(self) -> int:
-        """The code of the value 0 in a symmetric scheme; 0 in an affine one."""
-        return 0 if self.zero_point else 1 << (self.bits - 1)
+        return "sections16" if self.group_size else "rows16"
 
     @property
     def header_bytes(self) -> int:
-        """Of a block of 16 rows: their f32 scales and, if affine, their f32 minima."""
-        return 4 * ROW_BLOCK * (2 if self.zero_point else 1)
+        """Of a section of 16 rows: their f32 units, then the groups' scales and minima."""
+        units = 4 * ROW_BLOCK
+        if self.bits == 8:
+            return units
+        return units + (3 if self.minima else 2) * _GROUPS * ROW_BLOCK
 
     @property
     def code_bytes(self) -> int:
-        """Of the codes of a group of 16 rows."""
-        return ROW_BLOCK * self.group_size * self.bits // 8
+        """Of the codes of 16 rows that meet one group of activations."""
+        return ROW_BLOCK * ACTIVATION_GROUP * self.bits // 8
 
     def packed_shape(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape of the packed buffer of a matrix [rows, columns]."""
         blocks = -(-rows // ROW_BLOCK)
         if not self.group_size:
             return (blocks, columns, ROW_BLOCK)
-        group_bytes = self.code_bytes + SCALE_BYTES
-        return (blocks, self.header_bytes + padded_groups(columns) * group_bytes)
+        sections, groups = -(-columns // SECTION), activation_groups(columns)
+        return (blocks, sections * self.header_bytes + groups * self.code_bytes)
 
     def packed_bytes(self, rows: int, columns: int) -> int:
         """Size of the packed matrix, padding included."""
@@ -80,9 +78,9 @@ SCHEMES: dict[str, Scheme] = {
     for s in (
         Scheme("f32", 32),
         Scheme("f16", 16),
-        Scheme("int8_g32", 8, 32),
+        Scheme("int8_g256", 8, SECTION),
         Scheme("int4_g32_sym", 4, 32),
-        Scheme("int4_g32", 4, 32, zero_point=True),
+        Scheme("int4_g32", 4, 32, minima=True),
     )
 }
 
@@ -99,9 +97,9 @@ def is_integer(scheme: str) -> bool:
     return scheme in SCHEMES and SCHEMES[scheme].group_size > 0
 
 
-def padded_groups(columns: int) -> int:
-    """Groups of a row: a whole number of pairs, so that codes start at multiples of 64 bytes."""
-    return -(-columns // (2 * ACTIVATION_GROUP)) * 2
+def activation_groups(columns: int) -> int:
+    """Groups of a row of activations; the last may be filled up with zeros."""
+    return -(-columns // ACTIVATION_GROUP)
 
 
 def activation_shape(rows: Extent, columns: int, tile: int) -> tuple[Extent, ...]:
@@ -111,7 +109,7 @@ def activation_shape(rows: Extent, columns: int, tile: int) -> tuple[Extent, ...
     """
     bytes_ = tile * (ACTIVATION_GROUP + 4 * _NUMBERS)
     lines = bytes_ // 64 if tile == ACTIVATION_TILE else 1
-    shape = padded_groups(columns), lines, bytes_ // lines
+    shape = activation_groups(columns), lines, bytes_ // lines
     return rows.ceildiv(tile), *map(Extent.of, shape)
 
 

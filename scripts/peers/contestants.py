@@ -120,7 +120,7 @@ CONTESTANTS = [
         default=False,
     ),
     Contestant(
-        "ondevice-int8", "ondevice", "ondevice-int8_g32", "", ("quant.default=int8_g32",),
+        "ondevice-int8", "ondevice", "ondevice-int8_g256", "", ("quant.default=int8_g256",),
         default=False,
     ),
     Contestant(

@@ -94,7 +94,7 @@ def test_64_greedy_tokens(engine: Engine, expected: Expected, prompt: str) -> No
         assert likeliest[-1] in engine.bundle.manifest.tokenizer.eos_token_ids
 
 
-@pytest.mark.parametrize("scheme", ["int8_g32", "int4_g32"])
+@pytest.mark.parametrize("scheme", ["int8_g256", "int4_g32"])
 def test_quantized_bits(checkpoint: Path, tmp_path: Path, scheme: str) -> None:
     """Whatever the CPU variant, the threads, the batch and the length of a step: the same bits."""
     setting = f"quant.default={scheme}"

@@ -81,7 +81,7 @@ class Bound:
         arrays = {}
         for name, shape in self.views().items():
             if self.case.types[name].scheme == ACTIVATIONS and name in self.case.values:
-                tile = shape[2] * shape[3] // 44
+                tile = shape[2] * shape[3] // 80
                 arrays[name] = packed_activations(self.case.values[name], tile)
             elif name in self.case.values:
                 array = self.case.packed.get(name, self.case.values[name])

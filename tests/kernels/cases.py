@@ -63,7 +63,7 @@ y: f32[S, {n}] = matmul(x, w)
   after add(_, other)
 """
 FUSED_INT_MATMUL = """\
-input x: f32[S, {k}]:a8_g32
+input x: f32[S, {k}]:a8_g64
 input other: f32[S, {n}]
 weight bias: f32[{n}]
 weight w: f32[{n}, {k}]:{w}
@@ -190,13 +190,13 @@ def texts() -> Iterator[tuple[str, str]]:
         yield f"normalize-{n}", inputs + f"y: f32[S, {n}] = normalize(x, scale, w)\n"
         yield f"rmsnorm-{n}", inputs + f"y: f32[S, {n}] = rmsnorm(x, w) {{eps=1e-05}}\n"
         yield f"rms_scale-{n}", inputs + "y: f32[S] = rms_scale(x) {eps=1e-05}\n"
-        yield f"quantize-{n}", inputs + f"y: f32[S, {n}]:a8_g32 = quantize(x)\n"
+        yield f"quantize-{n}", inputs + f"y: f32[S, {n}]:a8_g64 = quantize(x)\n"
         text = f"input x: f32[S, {n}]\ninput rows: i32[L]\n"
         yield f"select_rows-{n}", text + f"y: f32[L, {n}] = select_rows(x, rows)\n"
     fused = "  before normalize(_, scale, w)\n"
     yield (
         "quantize-fused",
-        PLAIN_INPUTS.format(n=40) + f"y: f32[S, 40]:a8_g32 = quantize(x)\n{fused}",
+        PLAIN_INPUTS.format(n=40) + f"y: f32[S, 40]:a8_g64 = quantize(x)\n{fused}",
     )
     for head_dim, heads in ((2, 3), (8, 4), (40, 1)):
         n = heads * head_dim
@@ -212,7 +212,7 @@ def texts() -> Iterator[tuple[str, str]]:
             yield f"matmul-{w}-{n}x{k}", MATMUL.format(k=k, n=n, w=w, x="")
         yield f"matmul-{w}-fused", FUSED_MATMUL.format(k=20, n=40, w=w)
         if SCHEMES[w].group_size:
-            yield f"matmul-{w}-int", MATMUL.format(k=172, n=24, w=w, x=":a8_g32")
+            yield f"matmul-{w}-int", MATMUL.format(k=172, n=24, w=w, x=":a8_g64")
             yield f"matmul-{w}-int-fused", FUSED_INT_MATMUL.format(k=44, n=40, w=w)
 
 
@@ -303,11 +303,11 @@ def packed_activations(values: Array, tile: int) -> Array:
 def dequantized(packed: Array, rows: int, columns: int) -> Array:
     """The floats that packed activations stand for."""
     tiles, groups, lines, bytes_ = packed.shape
-    tile = lines * bytes_ // 44
+    tile = lines * bytes_ // 80
     flat = packed.reshape(tiles, groups, -1)
-    codes = flat[..., : tile * 32].view(np.int8).astype(np.float32)
-    scales = np.ascontiguousarray(flat[..., tile * 32 : tile * 36]).view(np.float32)
-    values = codes.reshape(tiles, groups, tile, 32) * scales[..., None]
+    codes = flat[..., : tile * 64].view(np.int8).astype(np.float32)
+    scales = np.ascontiguousarray(flat[..., tile * 64 : tile * 68]).view(np.float32)
+    values = codes.reshape(tiles, groups, tile, 64) * scales[..., None]
     return values.swapaxes(1, 2).reshape(tiles * tile, -1)[:rows, :columns]
 
 

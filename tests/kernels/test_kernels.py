@@ -36,6 +36,7 @@ TOLERANCE = {
     "gemm_int_2": 1e-6,
     "gemm_int_4": 1e-6,
     "gemm_int_8": 1e-6,
+    "gemm_int_signed": 1e-6,
     "gemm_int_tile": 1e-6,
     "gemv_dequant": 1e-6,
     "gemm_dequant": 1e-6,
@@ -48,10 +49,10 @@ TOLERANCE = {
 }
 TILES: dict[str, tuple[dict[str, int], ...]] = {
     "tile": (
-        {"strip": 1, "blocks": 1, "apart": True},
-        {"strip": 3, "blocks": 2, "apart": False},
+        {"strip": 1, "blocks": 1},
+        {"strip": 3, "blocks": 2},
     ),
-    "strip": ({"strip": 1}, {"strip": 3}),
+    "strip": ({"strip": 1, "tiles": 1}, {"strip": 3, "tiles": 2}),
     "tokens": ({"tokens": 1, "blocks": 1}, {"tokens": 3, "blocks": 4}, {"tokens": 6, "blocks": 2}),
     "width": ({"width": 16}, {"width": 64}),
 }

@@ -11,6 +11,7 @@ from ondevice.lang import (
     Inline,
     cast,
     ceildiv,
+    dot4_i8,
     dot4_u7,
     f32,
     i8,
@@ -250,6 +251,8 @@ def test_reference_notices_broken_promises():
     full = np.full(64, 128, np.uint8)
     with pytest.raises(KernelError, match="above 127"):
         dot4_u7(np.zeros(16, np.int32), full, full.view(np.int8))
+    with pytest.raises(KernelError, match="whose negative"):
+        dot4_i8(np.zeros(16, np.int32), full.view(np.int8), full.view(np.int8))
     with pytest.raises(KernelError, match="out of range"):
         cast(i8, np.float32(128))
     assert cast(i8, np.float32(127.9)) == 127

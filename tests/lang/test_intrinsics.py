@@ -13,6 +13,7 @@ from ondevice.lang import (
     bitcast,
     cast,
     dot4,
+    dot4_i8,
     dot4_u7,
     f16,
     f32,
@@ -233,6 +234,11 @@ def dots(x, y, z):
 @function(u8, i32, 64, 16)
 def dots_u7(x, y, z):
     return dot4_u7(iota(16), x & 127, bitcast(i8, y))
+
+
+@function(u8, i32, 64, 16)
+def dots_i8(x, y, z):
+    return dot4_i8(iota(16), bitcast(i8, x), bitcast(i8, y | 1))
 
 
 @function(f32, f32, 16, 16)

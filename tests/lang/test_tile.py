@@ -20,7 +20,7 @@ MATRIX_UNIT = frozenset({"avx512f", "avx512bw", "amx-tile", "amx-int8"})
 
 
 @kernel
-def products(x: u8[T, 2, 256], w: u8[T, 512], y: i32[T, 16, 16]):
+def products(x: u8[T, 2, 512], w: u8[T, 1024], y: i32[T, 16, 16]):
     """y[t] = rows of x[t] . columns of w[t]"""
     out = scratch(i32, 2, 16, 16)
     for t in parallel(T):
@@ -30,7 +30,7 @@ def products(x: u8[T, 2, 256], w: u8[T, 512], y: i32[T, 16, 16]):
 
 
 @kernel
-def of_floats(x: f32[T, 512], y: i32[T, 16, 16]):
+def of_floats(x: f32[T, 1024], y: i32[T, 16, 16]):
     """Rows that are no bytes"""
     out = scratch(i32, 16, 16)
     for t in parallel(T):
@@ -38,7 +38,7 @@ def of_floats(x: f32[T, 512], y: i32[T, 16, 16]):
 
 
 @kernel
-def too_small(x: u8[T, 512], y: i32[T, 16, 16]):
+def too_small(x: u8[T, 1024], y: i32[T, 16, 16]):
     """A result of another size"""
     out = scratch(i32, 16, 8)
     for t in parallel(T):
@@ -47,18 +47,20 @@ def too_small(x: u8[T, 512], y: i32[T, 16, 16]):
 
 def arrays() -> list[np.ndarray]:
     rng = np.random.default_rng(5)
-    x, w = rng.integers(0, 256, (3, 2, 256), np.uint8), rng.integers(0, 256, (3, 512), np.uint8)
-    x[0], w[0] = 128, 255  # the largest products
+    x, w = rng.integers(0, 256, (3, 2, 512), np.uint8), rng.integers(0, 256, (3, 1024), np.uint8)
+    x[0], w[0] = 128, 128  # the largest products
     return [x, w, np.full((3, 16, 16), -1, np.int32)]
 
 
 def test_plain_python_is_an_integer_product() -> None:
     x, w, y = arrays()
     products(x, w, y)
-    rows = x.reshape(3, 16, 32).view(np.int8).astype(np.int64)
-    columns = w.reshape(3, 8, 16, 4).swapaxes(2, 3).reshape(3, 32, 16).astype(np.int64)
+    rows = x.reshape(3, 16, 64).view(np.int8).astype(np.int64)
+    columns = (
+        w.view(np.int8).reshape(3, 16, 16, 4).swapaxes(2, 3).reshape(3, 64, 16).astype(np.int64)
+    )
     assert (y == rows @ columns).all()
-    assert y[0, 0, 0] == 32 * -128 * 255
+    assert y[0, 0, 0] == 64 * 128 * 128
 
 
 def test_a_matrix_unit_gives_the_same() -> None:

@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[str, dict[str, object], str]] = {
     "llama-tied-f16": ("LlamaForCausalLM", {"tie_word_embeddings": True}, "f16"),
     "llama-biases": ("LlamaForCausalLM", BIASES, "f32"),
     "qwen2": ("Qwen2ForCausalLM", {}, "f32"),
-    "qwen2-int8": ("Qwen2ForCausalLM", {}, "int8_g32"),
+    "qwen2-int8": ("Qwen2ForCausalLM", {}, "int8_g256"),
     "llama-one-layer": ("LlamaForCausalLM", {"num_hidden_layers": 1}, "f32"),
 }
 
@@ -119,7 +119,7 @@ KINDS = ("matmul", "add", "mul", "silu", "add_bias", "rmsnorm", "normalize")
 @st.composite
 def random_models(draw: st.DrawFn) -> Model:
     """Graphs with equal nodes, unused nodes, and values with one, several or no readers."""
-    scheme = draw(st.sampled_from(["f32", "f16", "int8_g32"]))
+    scheme = draw(st.sampled_from(["f32", "f16", "int8_g256"]))
     weights = plan(RANDOM_SHAPES, QuantRecipe(default=scheme))
     build = GraphBuilder("random", weights.types)
     tokens = build.input("tokens", TensorType.of(i32, "S"))

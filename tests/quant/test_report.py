@@ -60,8 +60,8 @@ def test_zeros_have_no_error() -> None:
 
 def test_blocks_of_a_tensor_add_up() -> None:
     values = normal(BLOCK_BYTES // (4 * 64) + 40, 64)
-    report, data = streamed({"w": values}, QuantRecipe("int8_g32"))
-    lost = unpack(data, SCHEMES["int8_g32"], *values.shape) - values
+    report, data = streamed({"w": values}, QuantRecipe("int8_g256"))
+    lost = unpack(data, SCHEMES["int8_g256"], *values.shape) - values
     expected = np.sqrt(np.square(lost, dtype=np.float64).sum() / np.square(values).sum())
     assert report.tensors[0].error == pytest.approx(expected, rel=1e-4)
 
@@ -76,18 +76,18 @@ def report() -> QuantReport:
         "layers.1.mlp.up.weight": normal(32, 64),
         "head.weight": normal(48, 64),
     }
-    rules = (("layers.1.mlp.*", "int8_g32"), ("head.weight", "f32"))
+    rules = (("layers.1.mlp.*", "int8_g256"), ("head.weight", "f32"))
     return streamed(tensors, QuantRecipe("int4_g32_sym", rules=rules))[0]
 
 
 def test_every_tensor_is_named_with_its_scheme(report: QuantReport) -> None:
     table = json.loads(report.json())
     assert [(row["name"], row["scheme"]) for row in table["tensors"]] == [
-        ("embed.weight", "int8_g32"),
+        ("embed.weight", "int8_g256"),
         ("layers.0.norm.weight", "plain"),
         ("layers.0.mlp.up.weight", "int4_g32_sym"),
         ("layers.1.norm.weight", "plain"),
-        ("layers.1.mlp.up.weight", "int8_g32"),
+        ("layers.1.mlp.up.weight", "int8_g256"),
         ("head.weight", "f32"),
     ]
     errors = [row["error"] for row in table["tensors"]]
@@ -109,7 +109,7 @@ def test_the_summary_joins_layers_of_one_scheme(report: QuantReport) -> None:
     assert [row[:3] for row in rows[2:5]] == [
         ["layers.*.norm.weight", "2", "plain"],
         ["layers.*.mlp.up.weight", "1", "int4_g32_sym"],
-        ["layers.*.mlp.up.weight", "1", "int8_g32"],
+        ["layers.*.mlp.up.weight", "1", "int8_g256"],
     ]
     assert rows[-1][:2] == ["total", "6"]
 

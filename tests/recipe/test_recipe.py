@@ -59,7 +59,7 @@ def test_a_file_sets_every_key(checkpoint: Path) -> None:
         context_tokens = 1024
         prefill_chunk_tokens = 64
         [quant]
-        default = "int8_g32"
+        default = "int8_g256"
         activations = "float"
         rules = { "layers.*.mlp.*" = "int4_g32", "head" = "f32" }
         [kv]
@@ -143,7 +143,7 @@ def test_the_command_line_edits_the_same_object(checkpoint: Path) -> None:
         model=checkpoint,
         target="linux-x86_64",
         settings=[
-            "quant.default = int8_g32",
+            "quant.default = int8_g256",
             "context_tokens=77",
             "passes.disable=fuse,fold",
             "quant.rules=head=f32, layers.*=int4_g32",
@@ -154,7 +154,7 @@ def test_the_command_line_edits_the_same_object(checkpoint: Path) -> None:
         model=str(checkpoint),
         target="linux-x86_64",
         context_tokens=77,
-        quant=QuantRecipe("int8_g32", rules=(("head", "f32"), ("layers.*", "int4_g32"))),
+        quant=QuantRecipe("int8_g256", rules=(("head", "f32"), ("layers.*", "int4_g32"))),
         passes=type(recipe.passes)(("fuse", "fold")),
     )
 

@@ -31,7 +31,7 @@ def readelf(option: str, path: Path) -> str:
     return run(["readelf", option, "-W", path]).stdout
 
 
-@pytest.mark.parametrize("scheme", ["f32", "int8_g32", "int4_g32"])
+@pytest.mark.parametrize("scheme", ["f32", "int8_g256", "int4_g32"])
 @pytest.mark.parametrize("target", ANDROID)
 def test_libraries_are_as_android_wants_them(target: str, scheme: str, built_for: BuildFor) -> None:
     bundle = open_bundle(built_for(target, scheme))

@@ -11,7 +11,7 @@ from ondevice import targets
 from .conftest import MOST, PROMPT, AppOutput, BuildFor, Expected, app_arguments
 from .emulated import ANDROID_APP_CALLS, CPUS, build_host, lines, qemu, run
 
-SCHEMES = ("f32", "int8_g32", "int4_g32", "int4_g32_sym")
+SCHEMES = ("f32", "int8_g256", "int4_g32", "int4_g32_sym")
 
 
 @pytest.mark.parametrize("variant", CPUS)

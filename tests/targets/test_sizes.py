@@ -43,7 +43,7 @@ def hollow(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.parametrize("scheme", ["int8_g32", "int4_g32"])
+@pytest.mark.parametrize("scheme", ["int8_g256", "int4_g32"])
 @pytest.mark.parametrize("target", ["android-arm64"])
 def test_libmodel(target: str, scheme: str, hollow: Path) -> None:
     recipe = load_recipe(str(hollow), target=target, settings=[f"quant.default={scheme}"])
