@@ -15,7 +15,7 @@ from ondevice.bundle.read import open_bundle
 from ondevice.bundle.verify import require_whole
 from ondevice.errors import BundleError, RecipeError, RuntimeFailure
 from ondevice.gate.prompt import write_prompt
-from ondevice.recipe import PromptRecipe, Recipe, load_recipe
+from ondevice.recipe import KvRecipe, PromptRecipe, Recipe, load_recipe
 from ondevice.runtime.engine import Engine
 
 SYSTEM = (
@@ -47,6 +47,20 @@ def test_the_prompt_is_not_computed_again(shipped: Path, stories: Path) -> None:
             assert conversation.stats.shared_tokens == info.tokens
             assert conversation.stats.computed_tokens == len(tokens) - info.tokens
             np.testing.assert_array_equal(conversation.logits([5]), expected.logits([5]))
+
+
+def test_a_cache_of_int8_ships_too(tmp_path: Path) -> None:
+    recipe = replace(recipe_with(SYSTEM), kv=KvRecipe("int8"))
+    shipped = build(recipe, tmp_path / "shipped.bundle", write_prompt=write_prompt)
+    require_whole(shipped)
+    plain = build(replace(recipe, prompt=PromptRecipe()), tmp_path / "plain.bundle")
+    logits = []
+    for bundle, shared in ((plain, 0), (shipped, open_bundle(shipped).manifest.prompt.tokens)):
+        with Engine(bundle, threads=2) as engine, engine.conversation() as conversation:
+            list(conversation.generate(SYSTEM + " One day,", 8))
+            assert conversation.stats.shared_tokens == shared
+            logits.append(conversation.logits([5]))
+    np.testing.assert_array_equal(*logits)
 
 
 def test_two_builds_give_the_same_bytes(shipped: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def kv_texts(head_dim: int, heads: int, kv_heads: int, dtype: str) -> Iterator[t
     text = ATTENTION.format(**sizes, scale=head_dim**-0.5)
     yield f"attention-{name}-fused", short + text + ROPE.format(**sizes)
     yield f"attention-{name}", short + text
-    if dtype == "f32":  # the cache's type is read in one place
+    if dtype == "f32" or (dtype == "i8" and kv_heads == 1):  # what they add is in the short ones
         return
     yield f"attention-{name}{PROMPT}", long + text
     yield f"attention-{name}-fused{PROMPT}", long + text + ROPE.format(**sizes)
