@@ -208,6 +208,19 @@ static void finish_shares(void *const *buffers, const int32_t *scalars, int32_t 
     }
 }
 
+/* The list of that one kernel. */
+static const od_work *plan_finish(od_core *engine) {
+    od_work *work = &engine->finish;
+    if (work->tasks == engine->share_count) return work;
+    od_threads_settle(engine->threads);
+    engine->finish_buffers[0] = engine;
+    *work = (od_work){.tasks = engine->share_count, .chunk = 1,
+                      .launch = engine->model->launch_count, .kernel = finish_shares,
+                      .buffers = engine->finish_buffers};
+    od_threads_prepare(engine->threads, work, 1);
+    return work;
+}
+
 void od_batch_run(od_core *engine) {
     const od_model *model = engine->model;
     int64_t started_ns = od_now_ns();
@@ -219,11 +232,7 @@ void od_batch_run(od_core *engine) {
     }
     od_program_run(&engine->program, engine->threads, engine->step_rows, engine->step_logits,
                    engine->share_count);
-    void *const buffers[] = {engine};
-    od_work work = {.tasks = engine->share_count, .chunk = 1, .launch = model->launch_count,
-                    .kernel = finish_shares, .buffers = buffers};
-    od_threads_prepare(engine->threads, &work, 1);
-    if (engine->step_logits > 0) od_threads_run(engine->threads, &work, 1);
+    if (engine->step_logits > 0) od_threads_run(engine->threads, plan_finish(engine), 1);
     if (od_batch_generates(engine))
         od_step_measured(&engine->costs, engine->step_rows, od_now_ns() - started_ns);
 }

@@ -16,6 +16,7 @@ static void wake_readers(od_core *engine, bool soon_again) {
 
 static void engine_main(void *argument) {
     od_core *engine = argument;
+    od_threads_enter(engine->threads);
     od_lock_acquire(&engine->lock);
     while (!engine->closing) {
         bool any = od_batch_assemble(engine);

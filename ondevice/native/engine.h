@@ -81,6 +81,8 @@ typedef struct od_core { /* an engine */
     int32_t step_generating; /* conversations that add a row each, and guesses */
     int32_t draft_rows;      /* of the step */
     od_step_costs costs;
+    od_work finish; /* the end of a step: tokens are chosen */
+    void *finish_buffers[1];
     int64_t readers_woken_ns;
 } od_core;
 

@@ -33,7 +33,9 @@ bool od_write(int fd, const void *data, size_t bytes);
 int64_t od_now_ns(void); /* monotonic */
 int64_t od_ticks(void);  /* of the counter that all cores share; cheaper than a system call */
 int32_t od_process_id(void);
-int32_t od_core_count(void);      /* cores that this process may use */
+int32_t od_core_count(void);      /* cores that this thread may use */
+int32_t od_core_at(int32_t place); /* the system's number of one of them; negative: there is none */
+void od_keep_to_core(int32_t core); /* the calling thread, where the system permits it */
 uint64_t od_cpu_features(void);   /* mask of OD_CPU_* */
 bool od_cpu_permit(uint64_t features); /* ask the system for registers it gives on request only */
 

@@ -7,10 +7,10 @@
 #if defined(__x86_64__)
 enum { SYS_WRITE = 1, SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11,
        SYS_SIGPROCMASK = 14, SYS_GETPID = 39, SYS_ARCH_PRCTL = 158, SYS_FUTEX = 202,
-       SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
+       SYS_SETAFFINITY = 203, SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
 #else
-enum { SYS_WRITE = 64, SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_GETAFFINITY = 123,
-       SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
+enum { SYS_WRITE = 64, SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_SETAFFINITY = 122,
+       SYS_GETAFFINITY = 123, SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
        SYS_MPROTECT = 226 };
 #endif
 
@@ -145,12 +145,36 @@ bool od_cpu_permit(uint64_t features) {
 
 int32_t od_process_id(void) { return (int32_t)system_call(SYS_GETPID, 0, 0, 0, 0, 0, 0); }
 
+typedef struct core_mask {
+    uint64_t bits[16];
+    long words; /* that the system knows; negative where it does not say */
+} core_mask;
+
+static core_mask cores_of_thread(void) {
+    core_mask mask = {{0}, 0};
+    mask.words = system_call(SYS_GETAFFINITY, 0, sizeof mask.bits, address(mask.bits), 0, 0, 0) / 8;
+    return mask;
+}
+
 int32_t od_core_count(void) {
-    uint64_t mask[16] = {0};
-    long bytes = system_call(SYS_GETAFFINITY, 0, sizeof mask, address(mask), 0, 0, 0);
+    core_mask mask = cores_of_thread();
     int32_t count = 0;
-    for (long i = 0; i < bytes / 8; i++) count += __builtin_popcountll(mask[i]);
+    for (long i = 0; i < mask.words; i++) count += __builtin_popcountll(mask.bits[i]);
     return count > 0 ? count : 1;
+}
+
+int32_t od_core_at(int32_t place) {
+    core_mask mask = cores_of_thread();
+    for (int32_t core = 0; core < 64 * mask.words; core++)
+        if ((mask.bits[core / 64] >> core % 64 & 1) != 0 && place-- == 0) return core;
+    return -1;
+}
+
+void od_keep_to_core(int32_t core) {
+    core_mask mask = {{0}, 0};
+    if (core < 0) return;
+    mask.bits[core / 64] = UINT64_C(1) << core % 64;
+    system_call(SYS_SETAFFINITY, 0, sizeof mask.bits, address(mask.bits), 0, 0, 0);
 }
 
 /* ---- waiting ---- */

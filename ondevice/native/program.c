@@ -68,7 +68,8 @@ static bool launch_valid(const od_model *model, const od_launch *launch) {
 
 static od_status check_model(const od_model *model, od_error *error) {
     if (model->prefill_chunk_tokens < 1 || model->logit_rows < 1 || model->context_tokens < 1 ||
-        model->vocab_size < 1 || model->block_table_width < 1 || model->variant_count < 1)
+        model->vocab_size < 1 || model->block_table_width < 1 || model->variant_count < 1 ||
+        model->launch_count > UINT16_MAX)
         return od_fail(error, OD_MODEL, "the sizes of %s are damaged", model->name);
     for (int32_t i = 0; i < model->launch_count; i++)
         if (!launch_valid(model, &model->launches[i]))
@@ -228,9 +229,10 @@ static od_work *plan_launch(od_program *program, const od_launch *launch, int32_
 
 /* Sizes change from step to step while a prompt is read and hardly ever while tokens are
  * generated, so the plan is kept until they do. */
-static void plan(od_program *program, const od_threads *threads, const od_sizes *sizes) {
+static void plan(od_program *program, od_threads *threads, const od_sizes *sizes) {
     const od_model *model = program->model;
     if (memcmp(&program->planned, sizes, sizeof *sizes) == 0) return;
+    od_threads_settle(threads);
     program->planned = *sizes;
     program->work_count = 0;
     place_slots(model, sizes, program->slots);

@@ -1,11 +1,14 @@
 /* Every worker walks the whole list and has a share of each work that it claims bit by bit. Who has
  * to wait takes from the shares of others, so a slow core does less; what a barrier waits for is
  * finished chunks, not arriving workers, so a worker that the system has put aside delays nobody
- * unless it is inside a kernel.
+ * unless it is inside a kernel. It may even sleep through the end of a list: claims carry the list's
+ * number, so it finds nothing to do in a later one before it has entered that.
  *
  * While all keep pace nobody writes to a line that others write to: a claim is an atomic operation
  * on a line of the worker's own, and what it has finished is told by a plain store. */
 #include "threads.h"
+
+#include "turns.h"
 
 enum {
     LINE_BYTES = 128,       /* lines are fetched in pairs */
@@ -13,6 +16,7 @@ enum {
     PATIENCE = 16,          /* spins before looking for others' work: a bit late is not slow */
     PARTS = 8,              /* a claim takes at most this part of what is left */
     LONGEST_SLEEP_NS = 500000,
+    LATE_NS = 1000000,      /* a core that lets others wait for so long is not the worker's own */
 };
 
 typedef struct worker {
@@ -20,8 +24,11 @@ typedef struct worker {
     _Alignas(LINE_BYTES) _Atomic uint32_t finished; /* chunks that it has run, from any share */
     _Alignas(LINE_BYTES) od_threads *threads;
     int32_t number;
+    int32_t core; /* that it should keep to, and the one that it keeps to */
+    int32_t kept;
     od_thread thread;
     void *scratch;
+    od_turns turns;
 } worker;
 
 /* The gate tells workers of a list to walk: how many are inside, whether it is open, its number. */
@@ -29,15 +36,24 @@ typedef struct worker {
 #define GATE_OPEN 0x100U
 #define GATE_NUMBER 0x200U
 
-struct od_threads {
-    od_event gate;
-    _Alignas(LINE_BYTES) od_event done; /* advanced for those that sleep at a barrier */
-    _Alignas(LINE_BYTES) _Atomic bool closing;
+/* What workers inside read: changed only where none is, and so seldom that it costs nothing. The
+ * model's list and that of choosing tokens take turns. */
+typedef struct list {
     const od_work *work;
-    int32_t work_count;
-    uint32_t chunks; /* of the whole list */
+    int32_t count;
+    uint32_t chunks;
+} list;
+
+struct od_threads {
+    _Alignas(LINE_BYTES) od_event gate;
+    _Alignas(LINE_BYTES) _Atomic uint32_t asleep; /* whether somebody may sleep at a barrier */
+    _Atomic uint32_t woken;                       /* how often they were woken */
+    _Atomic int64_t asleep_ns;                    /* since when they wait */
+    _Alignas(LINE_BYTES) _Atomic bool closing;
+    list lists[2]; /* that of number n at n % 2 */
     int32_t count;
     int32_t spins;
+    bool own_cores; /* each worker keeps to one */
     od_profile *profile;
     size_t scratch_bytes;
     uint8_t *scratch;
@@ -62,33 +78,42 @@ static piece share_of(const od_threads *threads, const od_work *work, int32_t nu
     return (piece){work, place * work->share + extra, work->share + (place < work->extra)};
 }
 
+/* A worker on its way through a list. */
+typedef struct walker {
+    od_threads *threads;
+    worker *self;
+    uint32_t number; /* of the list */
+    list list;
+} walker;
+
 /* Claim some of what is left of a worker's shares in the works before `end`. The cursor has the
- * number of a work in its upper half, and how much of that share is taken in the lower. */
-static bool claim(const od_threads *threads, worker *owner, int32_t end, piece *claimed) {
+ * number of the list (16 bits), that of a work (16), and how much of its share is taken (32). */
+static bool claim(const walker *by, worker *owner, int32_t end, piece *claimed) {
     uint64_t cursor = atomic_load_explicit(&owner->cursor, memory_order_relaxed), next;
     do {
-        int32_t i = (int32_t)(cursor >> 32);
+        if (cursor >> 48 != (by->number & UINT16_MAX)) return false;
+        int32_t i = (int32_t)(cursor >> 32 & UINT16_MAX);
         uint32_t taken = (uint32_t)cursor;
         for (;; i++, taken = 0) {
             if (i >= end) return false;
-            *claimed = share_of(threads, &threads->work[i], owner->number);
+            *claimed = share_of(by->threads, &by->list.work[i], owner->number);
             if (taken < claimed->count) break;
         }
         uint32_t left = claimed->count - taken;
         claimed->first += taken;
         claimed->count = left < PARTS ? 1 : left / PARTS;
-        next = (uint64_t)i << 32 | (taken + claimed->count);
+        next = cursor >> 48 << 48 | (uint64_t)i << 32 | (taken + claimed->count);
     } while (!atomic_compare_exchange_weak_explicit(&owner->cursor, &cursor, next,
                                                     memory_order_relaxed, memory_order_relaxed));
     return true;
 }
 
-static bool claim_from_others(od_threads *threads, const worker *self, int32_t end,
-                              piece *claimed) {
+static bool claim_from_others(const walker *by, int32_t end, piece *claimed) {
+    od_threads *threads = by->threads;
     for (int32_t i = 1; i < threads->count; i++) {
-        int32_t other = self->number + i;
+        int32_t other = by->self->number + i;
         if (other >= threads->count) other -= threads->count;
-        if (claim(threads, &threads->workers[other], end, claimed)) return true;
+        if (claim(by, &threads->workers[other], end, claimed)) return true;
     }
     return false;
 }
@@ -107,12 +132,22 @@ static void run_tasks(const od_work *work, int64_t begin, int64_t end, uint8_t *
         work->kernel(buffers, work->scalars, (int32_t)begin, (int32_t)end, scratch);
 }
 
+/* What began at `began` has finished. */
+static void tell_sleepers(od_threads *threads, worker *self, int64_t began) {
+    if (atomic_load_explicit(&threads->asleep, memory_order_relaxed) == 0) return;
+    int64_t waited_ns = od_now_ns() - atomic_load(&threads->asleep_ns);
+    atomic_store(&threads->asleep, 0);
+    atomic_fetch_add(&threads->woken, 1);
+    od_futex_wake_all(&threads->woken);
+    if (waited_ns > LATE_NS) od_turns_lost(&self->turns, began);
+}
+
 /* `ticks` grows by what each work of the chain takes; NULL: do not count. */
 static void run_piece(od_threads *threads, worker *self, const piece *claimed, int64_t *ticks) {
     const od_work *work = claimed->work;
     int64_t begin = (int64_t)claimed->first * work->chunk;
     int64_t end = begin + (int64_t)claimed->count * work->chunk;
-    int64_t then = ticks == NULL ? 0 : od_ticks();
+    int64_t began = ticks == NULL && self->turns.budget == 0 ? 0 : od_ticks(), then = began;
     for (int32_t i = 0; i <= work->chained; i++) {
         run_tasks(&work[i], begin, end, self->scratch);
         if (ticks == NULL) continue;
@@ -123,8 +158,7 @@ static void run_piece(od_threads *threads, worker *self, const piece *claimed, i
     uint32_t finished = atomic_load_explicit(&self->finished, memory_order_relaxed);
     finished += claimed->count;
     atomic_store_explicit(&self->finished, finished, memory_order_release);
-    if (atomic_load_explicit(&threads->done.sleepers, memory_order_relaxed) != 0)
-        od_event_advance(&threads->done);
+    tell_sleepers(threads, self, began);
 }
 
 /* ---- barriers ---- */
@@ -139,11 +173,9 @@ static uint32_t count_finished(const od_threads *threads) {
 /* Who finishes a chunk looks for sleepers without a fence between the two, which every barrier
  * would pay for. So it may miss one that is just falling asleep, and no sleep is long. */
 static void sleep_at_barrier(od_threads *threads, uint32_t chunks) {
-    uint32_t seen = atomic_load(&threads->done.value);
-    atomic_fetch_add(&threads->done.sleepers, 1);
-    if (count_finished(threads) < chunks)
-        od_futex_wait(&threads->done.value, seen, LONGEST_SLEEP_NS);
-    atomic_fetch_sub(&threads->done.sleepers, 1);
+    uint32_t seen = atomic_load(&threads->woken);
+    atomic_store(&threads->asleep, 1);
+    if (count_finished(threads) < chunks) od_futex_wait(&threads->woken, seen, LONGEST_SLEEP_NS);
 }
 
 /* One run of the work and one of each that is chained to it, as if they came one by one. */
@@ -157,57 +189,80 @@ static void add_runs(od_threads *threads, const od_work *work, od_run run, const
     }
 }
 
+static bool is_over(const walker *by) {
+    uint32_t gate = atomic_load_explicit(&by->threads->gate.value, memory_order_relaxed);
+    return (gate & GATE_OPEN) == 0 || gate / GATE_NUMBER != by->number;
+}
+
 /* Run what another had not begun; returns the ticks that it took. */
-static int64_t run_stolen(od_threads *threads, worker *self, const piece *claimed) {
+static int64_t run_stolen(const walker *by, const piece *claimed) {
+    bool measured = by->threads->profile != NULL;
     int64_t begin = od_ticks(), ticks[OD_MAX_CHAINED + 1] = {0};
-    run_piece(threads, self, claimed, threads->profile == NULL ? NULL : ticks);
-    od_run run = {.worker = self->number, .stolen = true, .chunks = claimed->count,
+    run_piece(by->threads, by->self, claimed, measured ? ticks : NULL);
+    od_run run = {.worker = by->self->number, .stolen = true, .chunks = claimed->count,
                   .arrived = begin, .begin = begin, .end = od_ticks()};
-    if (threads->profile != NULL) add_runs(threads, claimed->work, run, ticks);
+    if (measured) add_runs(by->threads, claimed->work, run, ticks);
     return run.end - begin;
 }
 
-/* Return when `chunks` have finished, which are those of the works before `end`. Until then do what
- * others have not begun; returns the ticks that this took. */
-static int64_t wait_until_finished(od_threads *threads, worker *self, uint32_t chunks,
-                                   int32_t end) {
-    int64_t stolen_ticks = 0;
+/* Wait for `chunks`, which are those of the works before `end`, and do what others have not begun of
+ * them; false where the whole list is over. The ticks that others' work took are added to *stolen. */
+static bool wait_until_finished(const walker *by, uint32_t chunks, int32_t end, int64_t *stolen) {
+    od_threads *threads = by->threads;
     piece found;
     for (int32_t spins = 1; count_finished(threads) < chunks; spins++) {
+        if (is_over(by)) return false;
         if ((spins % PATIENCE == 0 || spins > threads->spins) &&
-            claim_from_others(threads, self, end, &found)) {
-            stolen_ticks += run_stolen(threads, self, &found);
+            claim_from_others(by, end, &found)) {
+            *stolen += run_stolen(by, &found);
             spins = 0;
         } else if (spins <= threads->spins) {
             od_pause();
         } else {
+            if (spins == threads->spins + 1) atomic_store(&threads->asleep_ns, od_now_ns());
             sleep_at_barrier(threads, chunks);
         }
     }
-    return stolen_ticks;
+    return true;
 }
 
 /* ---- walking ---- */
 
-static void walk(od_threads *threads, worker *self) {
-    od_profile *profile = threads->profile;
-    int64_t now = profile == NULL ? 0 : od_ticks();
-    for (int32_t i = 0; i < threads->work_count; i += 1 + threads->work[i].chained) {
-        const od_work *work = &threads->work[i];
-        int64_t ticks[OD_MAX_CHAINED + 1] = {0};
-        od_run run = {.worker = self->number, .arrived = now, .begin = now};
-        if (work->barrier) {
-            run.arrived += wait_until_finished(threads, self, work->chunks_before, i);
-            if (profile != NULL) run.begin = od_ticks();
-        }
-        if (work->each) run_tasks(work, 0, work->tasks, self->scratch);
-        for (piece own; claim(threads, self, i + 1, &own); run.chunks += own.count)
-            run_piece(threads, self, &own, profile == NULL ? NULL : ticks);
-        if (profile == NULL) continue;
-        now = run.end = od_ticks();
-        add_runs(threads, work, run, ticks);
+/* The worker's way through one work and what is chained to it; false where the list is over. */
+static bool pass(const walker *by, int32_t i, int64_t *now) {
+    od_threads *threads = by->threads;
+    worker *self = by->self;
+    const od_work *work = &by->list.work[i];
+    bool measured = threads->profile != NULL;
+    int64_t ticks[OD_MAX_CHAINED + 1] = {0};
+    od_run run = {.worker = self->number, .arrived = *now, .begin = *now};
+    if (work->barrier) {
+        if (!wait_until_finished(by, work->chunks_before, i, &run.arrived)) return false;
+        if (measured) run.begin = od_ticks();
     }
-    wait_until_finished(threads, self, threads->chunks, threads->work_count);
+    if (work->each) run_tasks(work, 0, work->tasks, self->scratch);
+    for (piece own; claim(by, self, i + 1, &own); run.chunks += own.count) {
+        run_piece(threads, self, &own, measured ? ticks : NULL);
+        if (od_turns_due(&self->turns)) od_turns_give_way(&self->turns);
+    }
+    if (!measured) return true;
+    *now = run.end = od_ticks();
+    add_runs(threads, work, run, ticks);
+    return true;
+}
+
+static void walk(od_threads *threads, worker *self, uint32_t number) {
+    const walker by = {threads, self, number, threads->lists[number % 2]};
+    int64_t now = threads->profile == NULL ? 0 : od_ticks(), unused = 0;
+    for (int32_t i = 0; i < by.list.count; i += 1 + by.list.work[i].chained)
+        if (!pass(&by, i, &now)) return;
+    wait_until_finished(&by, by.list.chunks, by.list.count, &unused);
+}
+
+static void keep_to_core(worker *self) {
+    if (!self->threads->own_cores || self->kept == self->core) return;
+    self->kept = self->core;
+    od_keep_to_core(self->core);
 }
 
 static void worker_main(void *argument) {
@@ -222,11 +277,18 @@ static void worker_main(void *argument) {
             od_event_wait(&threads->gate, gate, threads->spins, -1);
         } else if (atomic_compare_exchange_weak(&threads->gate.value, &gate, gate + 1)) {
             walked = number;
-            walk(threads, self);
+            keep_to_core(self);
+            walk(threads, self, number);
             uint32_t before = atomic_fetch_sub(&threads->gate.value, 1);
             if ((before & (GATE_OPEN | GATE_INSIDE)) == 1) od_event_wake(&threads->gate);
         }
     }
+}
+
+void od_threads_settle(od_threads *threads) {
+    uint32_t gate;
+    while (((gate = atomic_load(&threads->gate.value)) & GATE_INSIDE) != 0)
+        od_event_wait(&threads->gate, gate, threads->spins, -1);
 }
 
 /* The most tasks of the work and of all that is chained to it. */
@@ -254,34 +316,58 @@ void od_threads_prepare(const od_threads *threads, od_work *work, int32_t count)
     }
 }
 
+/* Between lists only the first worker works, so a core that others use as well costs most where it
+ * is the first one's: then it changes with a worker that has its core to itself. */
+static void change_cores(od_threads *threads) {
+    worker *first = &threads->workers[0];
+    if (!threads->own_cores || !od_turns_established(&first->turns)) return;
+    od_threads_settle(threads);
+    for (int32_t i = 1; i < threads->count; i++) {
+        worker *other = &threads->workers[i];
+        if (other->turns.budget != 0) continue;
+        int32_t core = first->core;
+        od_turns turns = first->turns;
+        first->core = other->core;
+        first->turns = other->turns;
+        other->core = core;
+        other->turns = turns;
+        keep_to_core(first);
+        return;
+    }
+}
+
+/* Put the list where workers find that of `number`. */
+static void show(od_threads *threads, uint32_t number, const list *all) {
+    list *shown = &threads->lists[number % 2];
+    if (shown->work != all->work || shown->count != all->count || shown->chunks != all->chunks) {
+        od_threads_settle(threads);
+        *shown = *all;
+    }
+    uint64_t cursor = (uint64_t)(number & UINT16_MAX) << 48;
+    for (int32_t i = 0; i < threads->count; i++) {
+        atomic_store_explicit(&threads->workers[i].cursor, cursor, memory_order_relaxed);
+        atomic_store_explicit(&threads->workers[i].finished, 0, memory_order_relaxed);
+    }
+}
+
 void od_threads_run(od_threads *threads, const od_work *work, int32_t count) {
     if (count == 0) return;
     const od_work *last = &work[count - 1];
-    threads->work = work;
-    threads->work_count = count;
-    threads->chunks = last->chunks_before + last->share * (uint32_t)threads->count + last->extra;
-    for (int32_t i = 0; i < threads->count; i++) {
-        atomic_store_explicit(&threads->workers[i].cursor, 0, memory_order_relaxed);
-        atomic_store_explicit(&threads->workers[i].finished, 0, memory_order_relaxed);
-    }
-    if (threads->count == 1 || threads->chunks == 1) { /* nobody else is needed */
-        walk(threads, &threads->workers[0]);
-        return;
-    }
-    /* Nobody is inside a closed gate, so this may simply be stored over. */
-    uint32_t number = atomic_load(&threads->gate.value) / GATE_NUMBER + 1;
-    atomic_store(&threads->gate.value, number * GATE_NUMBER | GATE_OPEN);
-    od_event_wake(&threads->gate);
-    walk(threads, &threads->workers[0]);
-    atomic_fetch_and(&threads->gate.value, ~GATE_OPEN);
-    uint32_t gate;
-    while (((gate = atomic_load(&threads->gate.value)) & GATE_INSIDE) != 0)
-        od_event_wait(&threads->gate, gate, threads->spins, -1);
+    uint32_t chunks = last->chunks_before + last->share * (uint32_t)threads->count + last->extra;
+    const list all = {work, count, chunks};
+    uint32_t open = chunks > 1 ? GATE_OPEN : 0; /* nobody else is needed for one */
+    change_cores(threads);
+    show(threads, (atomic_load(&threads->gate.value) + GATE_NUMBER) / GATE_NUMBER, &all);
+    uint32_t gate = atomic_fetch_add(&threads->gate.value, GATE_NUMBER | open) + GATE_NUMBER;
+    if (open != 0) od_event_wake(&threads->gate);
+    walk(threads, &threads->workers[0], gate / GATE_NUMBER);
+    if (open != 0) atomic_fetch_and(&threads->gate.value, ~GATE_OPEN);
 }
 
 od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
     od_threads *threads = od_reserve(sizeof *threads);
     if (threads == NULL) return NULL;
+    threads->own_cores = count > 1 && count == od_core_count();
     /* With more threads than cores, who spins keeps a core from who has the work. */
     threads->spins = count <= od_core_count() ? SPINS : 0;
     size_t stride = ((size_t)scratch_bytes + 4095) / 4096 * 4096 + 64;
@@ -293,6 +379,9 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
         next->threads = threads;
         next->number = threads->count;
         next->scratch = threads->scratch + stride * (size_t)threads->count;
+        od_turns_open(&next->turns);
+        next->core = od_core_at(threads->count);
+        next->kept = -1;
         ok = threads->count == 0 || od_thread_start(&next->thread, worker_main, next);
         if (ok) threads->count++;
     }
@@ -301,7 +390,14 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
     return NULL;
 }
 
-void od_threads_profile(od_threads *threads, od_profile *profile) { threads->profile = profile; }
+void od_threads_enter(od_threads *threads) {
+    keep_to_core(&threads->workers[0]);
+}
+
+void od_threads_profile(od_threads *threads, od_profile *profile) {
+    od_threads_settle(threads);
+    threads->profile = profile;
+}
 
 void od_threads_close(od_threads *threads) {
     if (threads == NULL) return;

@@ -10,7 +10,7 @@
 #define OD_MAX_CHAINED 7
 #define OD_MAX_BUFFERS 32
 
-/* Tasks [0, tasks) of one kernel, claimed in multiples of `chunk`. Nobody writes to it while it runs.
+/* Tasks [0, tasks) of one kernel, claimed in multiples of `chunk`.
  *
  * The `chained` works behind it are claimed with it: who claims tasks runs these of all of them, one
  * work after the other. Work that is `each` is run whole by every worker on its way and writes to
@@ -43,13 +43,21 @@ typedef struct od_threads od_threads;
 od_threads *od_threads_open(int32_t count, int64_t scratch_bytes);
 void od_threads_close(od_threads *threads);
 
+/* The calling thread, which will call od_threads_run, gets a core of its own like all workers where
+ * there are as many cores. Workers that are where the system likes them end up on one core, side by
+ * side, when somebody else is busy on the other. */
+void od_threads_enter(od_threads *threads);
+
 /* Count what lists of work take from now on; NULL: do not. Nothing runs meanwhile. */
 void od_threads_profile(od_threads *threads, od_profile *profile);
+
+/* Wait until no worker looks at a list that has run: before one is changed. */
+void od_threads_settle(od_threads *threads);
 
 /* Divide a list of work among the workers; once, for as many runs as there are. */
 void od_threads_prepare(const od_threads *threads, od_work *work, int32_t count);
 
-/* Run a prepared list to the end. */
+/* Run a prepared list of less than 65536 to the end. Workers may look at it for longer. */
 void od_threads_run(od_threads *threads, const od_work *work, int32_t count);
 
 #endif

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
+import threading
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ def library(internals: Path) -> ctypes.CDLL:
     library.od_threads_open.restype = c_void_p
     library.od_threads_open.argtypes = [c_int32, c_int64]
     library.od_threads_close.argtypes = [c_void_p]
+    library.od_threads_settle.argtypes = [c_void_p]
     library.od_threads_prepare.argtypes = [c_void_p, c_void_p, c_int32]
     library.od_threads_run.argtypes = [c_void_p, c_void_p, c_int32]
     return library
@@ -119,10 +122,13 @@ class Work(ctypes.Structure):
     ]
 
 
+SHAPES = [(10, 3, 0), (4, 1, 0), (7, 100, 1), (0, 1, 0), (0, 1, 1), (5, 2, 1), (1, 1, 0)]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_every_task_runs_once_and_barriers_hold(threads: int, library: ctypes.CDLL) -> None:
-    """Groups between barriers: tasks of a group may mix, groups may not."""
-    shapes = [(10, 3, 0), (4, 1, 0), (7, 100, 1), (0, 1, 0), (0, 1, 1), (5, 2, 1), (1, 1, 0)]
+    """Groups between barriers: tasks of a group may mix, groups may not. Lists take turns, and one
+    of them changes."""
     ran: list[tuple[int, int]] = []  # append is atomic under Python's own lock
 
     def kernel(number: int) -> Any:
@@ -131,19 +137,30 @@ def test_every_task_runs_once_and_barriers_hold(threads: int, library: ctypes.CD
 
         return KERNEL(run)
 
-    work = (Work * len(shapes))()
-    for i, (tasks, chunk, barrier) in enumerate(shapes):
-        work[i].tasks, work[i].chunk, work[i].barrier = tasks, chunk, bool(barrier)
-        work[i].kernel = kernel(i)
-    group = np.cumsum([barrier for _, _, barrier in shapes])
+    def prepared(shapes: list[tuple[int, int, int]]) -> Any:
+        work = (Work * len(shapes))()
+        for i, (tasks, chunk, barrier) in enumerate(shapes):
+            work[i].tasks, work[i].chunk, work[i].barrier = tasks, chunk, bool(barrier)
+            work[i].kernel = kernel(i)
+        library.od_threads_prepare(pool, ctypes.addressof(work), len(shapes))
+        return work
+
     pool = library.od_threads_open(threads, 100)
-    library.od_threads_prepare(pool, ctypes.addressof(work), len(shapes))
-    for _ in range(20):
+    long, short = prepared(SHAPES), prepared([(3, 1, 0)])
+    group = np.cumsum([barrier for _, _, barrier in SHAPES])
+    for tasks in range(10, 30):
         ran.clear()
-        library.od_threads_run(pool, ctypes.addressof(work), len(shapes))
-        assert sorted(ran) == [(i, t) for i, (n, _, _) in enumerate(shapes) for t in range(n)]
+        library.od_threads_settle(pool)
+        long[0].tasks = tasks
+        library.od_threads_prepare(pool, ctypes.addressof(long), len(SHAPES))
+        library.od_threads_run(pool, ctypes.addressof(long), len(SHAPES))
+        counts = [tasks, *(n for n, _, _ in SHAPES[1:])]
+        assert sorted(ran) == [(i, t) for i, n in enumerate(counts) for t in range(n)]
         groups = [group[number] for number, _ in ran]
         assert groups == sorted(groups)
+        ran.clear()
+        library.od_threads_run(pool, ctypes.addressof(short), 1)
+        assert sorted(ran) == [(0, 0), (0, 1), (0, 2)]
     library.od_threads_close(pool)
 
 
@@ -222,6 +239,52 @@ def test_each_worker_has_results_of_its_own(threads: int, library: ctypes.CDLL) 
         library.od_threads_run(pool, ctypes.addressof(work), len(work))
         assert sorted(found) == [(i, i) for i in range(rounds) for _ in range(tasks)]
     library.od_threads_close(pool)
+
+
+class Turns(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("budget", "resumed", "unit", "opened", "opened_ns")),
+        *((name, c_int32) for name in ("used", "unused")),
+    ]
+
+
+def test_turns_end_where_nobody_uses_them(library: ctypes.CDLL) -> None:
+    """A core that was taken away is shared until naps go unused; it never runs for long then."""
+    library.od_ticks.restype = c_int64
+    turns = Turns()
+    library.od_turns_open(byref(turns))
+    assert turns.budget == 0
+    library.od_turns_lost(byref(turns), c_int64(0))
+    first = turns.budget
+    assert first == 20 * turns.unit > 0  # two milliseconds
+    library.od_turns_lost(byref(turns), c_int64(turns.resumed + first // 2))  # lost half way
+    assert turns.budget == pytest.approx(first * 3 / 8, rel=1e-3)
+    library.od_turns_lost(byref(turns), c_int64(turns.resumed))
+    assert turns.budget == 5 * turns.unit
+    naps = 0
+    while turns.budget != 0 and naps < 1000:
+        assert turns.used == 0 or turns.budget > 5 * turns.unit
+        library.od_turns_give_way(byref(turns))
+        naps += 1
+    assert 16 <= naps < 1000
+
+
+def test_a_thread_keeps_to_a_core(library: ctypes.CDLL) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    assert [library.od_core_at(i) for i in range(len(allowed) + 1)] == [*allowed, -1]
+    kept: list[set[int]] = []
+
+    def keep() -> None:
+        library.od_keep_to_core(-1)
+        kept.append(os.sched_getaffinity(0))
+        library.od_keep_to_core(allowed[-1])
+        kept.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    thread.join()
+    assert kept == [set(allowed), {allowed[-1]}]
+    assert os.sched_getaffinity(0) == set(allowed)
 
 
 # ---- memory ----
