@@ -285,14 +285,16 @@ def half_memory(figures: Figures) -> Verdict | None:
     found = figures.row("half")
     if found is None:
         return None
+    if "killed" in found:
+        return Verdict("killed", "-", "killed", False)
     reading = found["read_bytes_per_s"] / found["missing_bytes"]
     speeds = {name: row["tokens_per_s"] for name, row in figures.rows["half"].items()
-              if name not in table.OURS}  # fmt: skip
+              if name not in table.OURS and "killed" not in row}  # fmt: skip
     best = max(speeds, key=lambda name: speeds[name], default=None)
     share = found["tokens_per_s"] / reading
     return Verdict(
         f"{found['tokens_per_s']:.2f} tok/s",
-        f"{best} {speeds[best]:.2f}" if best else "none lives",
+        f"{best} {speeds[best]:.2f}" if best else "all killed",
         f"{100 * share:.0f} % of reading {found['missing_bytes'] / MB:.0f} MB a token",
         share >= 0.8,
     )

@@ -41,6 +41,10 @@ class Missing(Exception):
     """Something cannot be had; the message says what and what to do."""
 
 
+class Killed(Missing):
+    """A program was killed, as they are for too much memory."""
+
+
 class Cache:
     """The cache directory; every method returns at once where its result is already there."""
 

@@ -110,4 +110,7 @@ def other_rows(run: Run) -> Iterator[str]:
 
 
 def cells(row: dict[str, Any], columns: dict[str, tuple[str, float]]) -> list[str]:
-    return [f"{row[key] / scale:.3g}" if key in row else "-" for key, (_, scale) in columns.items()]
+    lacking = "killed" if "killed" in row else "-"
+    return [
+        f"{row[key] / scale:.3g}" if key in row else lacking for key, (_, scale) in columns.items()
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from peers import table
 from peers.contestants import CONTEXT_TOKENS, Contestant, Model, Test, tests_of
-from peers.prepare import Cache, Missing, say
+from peers.prepare import Cache, Killed, Missing, say
 
 PROGRAMS = Path(__file__).resolve().parent
 CHILD_TIMEOUT_S = 400
@@ -61,6 +62,8 @@ class Run:
             )
         except subprocess.TimeoutExpired:
             raise Missing(f"{name} took over {timeout_s} s") from None
+        if done.returncode == -signal.SIGKILL:
+            raise Killed(f"{name} was killed")
         try:
             if done.returncode:
                 raise ValueError

@@ -266,6 +266,28 @@ def test_other_rows_are_judged(load: Any) -> None:
     }
 
 
+def test_a_killed_program_is_a_figure(load: Any, tmp_path: Path) -> None:
+    """In half the memory its own death is what a program shows; anything else is a fault."""
+    prepare, run = load("peers.prepare"), load("peers.run")
+    cache = prepare.Cache(tmp_path, tmp_path)
+    script = tmp_path / "program.py"
+    for line, kind, words in (
+        ("os.kill(os.getpid(), 9)", prepare.Killed, "program.py was killed"),
+        ("sys.exit('no model')", prepare.Missing, "program.py ended with 1: no model"),
+        ("print('words')", prepare.Missing, "program.py ended with 0"),
+    ):
+        script.write_text(f"import os, sys\n{line}\n")
+        with pytest.raises(kind, match=words):
+            run.Run(cache, [0], []).program([sys.executable, script])
+    script.write_text("print('first'); print('{\"a\": 1}')")
+    assert run.Run(cache, [0], []).program([sys.executable, script]) == {"a": 1}
+    half = {"ondevice": {"tokens_per_s": 2.0, "read_bytes_per_s": 1e9, "missing_bytes": 4e8},
+            "openvino": {"killed": True}}  # fmt: skip
+    goals = load("peers.goals")
+    (verdict,) = [v for _, v in goals.judged(goals.Figures([], [], {"half": half}, {}))]
+    assert verdict.reached and verdict.peer == "all killed"
+
+
 def test_quality_is_that_of_the_best_4_bit_peer(load: Any) -> None:
     goals = load("peers.goals")
     scores = {"ondevice": 2.0, "openvino": 2.1, "onnxruntime": 3.0, "llama.cpp-f16": 1.0}
