@@ -44,6 +44,7 @@ from ondevice.models.family import ModelConfig
 from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
+from ondevice.passes.report import report_program
 from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.progress import SILENT, Progress
 from ondevice.quant.activations import quantize_activations
@@ -106,6 +107,8 @@ def build(
             assert dump is not None  # checked above
             return dump.directory
         weights = planned.weights
+        moved = report_program(planned.stages, compiled.program, Context(target, LIBRARY))
+        report.add_section("program", moved.figures(), moved.summary())
         code = _compile(compiled, target, dump, progress)
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, code, target)
@@ -159,11 +162,16 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Planned:
-    """A graph after all passes, what its program says besides, and the plan of its weights."""
+    """A model's graphs, what its program says besides, and the plan of its weights."""
 
-    graph: Graph
+    stages: Mapping[str, Graph]  # as traced, then behind each pass
     frame: Frame
     weights: WeightPlan
+
+    @property
+    def graph(self) -> Graph:
+        """The graph behind the last pass."""
+        return list(self.stages.values())[-1]
 
 
 def rewrite(
@@ -178,16 +186,18 @@ def rewrite(
     weights = plan(family.weights(config).shapes(), recipe.quant)
     frame = _frame(recipe, config, weights)
     graph = verify(_trace(family, config, frame, weights, recipe))
+    stages = {"trace": graph}
     if dump:
         dump.stage("trace", "graph", print_graph(graph))
     for row in PASSES:
         change = row.trivial if row.name in recipe.passes.disable else row.rewrite
         graph = verify(change(graph, Context(target, LIBRARY)))
+        stages[row.name] = graph
         if dump:
             dump.stage(row.name, "graph", print_graph(graph))
         if stop_after == row.name:
             return None
-    return Planned(graph, frame, weights)
+    return Planned(stages, frame, weights)
 
 
 def _trace(

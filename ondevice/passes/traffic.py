@@ -60,15 +60,11 @@ class Traffic:
         )
 
 
-def graph_traffic(graph: Graph, step: Step) -> Traffic:
-    """What all nodes of a graph move in a step."""
-    weights = {value.name for value in graph.weights}
-    return nodes_traffic(graph.nodes, weights, graph.types(), step)
-
-
-def nodes_traffic(nodes: Iterable[Node], weights: set[str], types: Types, step: Step) -> Traffic:
-    """What some nodes of a graph move in a step; `weights` are the names of its weights."""
-    return sum((traffic(node, weights, types, step) for node in nodes), Traffic())
+def graph_traffic(graph: Graph, step: Step, nodes: Iterable[Node] | None = None) -> Traffic:
+    """What all nodes of a graph move in a step, or others over its values."""
+    weights, types = {value.name for value in graph.weights}, graph.types()
+    chosen = graph.nodes if nodes is None else nodes
+    return sum((traffic(node, weights, types, step) for node in chosen), Traffic())
 
 
 def traffic(node: Node, weights: set[str], types: Types, step: Step) -> Traffic:

@@ -46,6 +46,8 @@ class QuantReport:
 
     def __init__(self) -> None:
         self.tensors: list[TensorFigures] = []
+        self.sections: dict[str, Any] = {}  # what else a build has to report: figures by name
+        self.texts: list[str] = []  # and lines for people
         self._known: dict[str, tuple[float, float]] = {}
         self._note: Callable[[str], None] = lambda text: None
 
@@ -72,11 +74,17 @@ class QuantReport:
             TensorFigures(entry.name, scheme, entry.shape, entry.size_bytes, squared_error, power)
         )
 
+    def add_section(self, name: str, figures: Any, text: str) -> None:
+        """Report something else too: `figures` in the JSON, `text` in the summary."""
+        self.sections[name] = figures
+        self.texts.append(text)
+
     def json(self) -> str:
         """All tensors and their total; `error` is relative, 0 where every bit was kept."""
         total = {"size_bytes": _bytes(self.tensors), "bits_per_weight": _bits(self.tensors)}
         rows = [_figures(tensor) for tensor in self.tensors]
-        return json.dumps({"tensors": rows, "total": total}, indent=2) + "\n"
+        whole = {"tensors": rows, "total": total, **self.sections}
+        return json.dumps(whole, indent=2) + "\n"
 
     def write(self, path: Path) -> None:
         """Write `json` to a file. Raises OndeviceError."""
@@ -106,7 +114,7 @@ class QuantReport:
             kind = re.sub(r"\.\d+\.", ".*.", tensor.name)
             kinds.setdefault((kind, tensor.scheme), []).append(tensor)
         lines += [_line(name, scheme, group) for (name, scheme), group in kinds.items()]
-        return "\n".join([*lines, _line("total", "", self.tensors)])
+        return "\n".join([*lines, _line("total", "", self.tensors), *self.texts])
 
 
 def _line(name: str, scheme: str, tensors: list[TensorFigures]) -> str:
