@@ -80,10 +80,7 @@ def report(name: str, disabled: tuple[str, ...] = ()) -> dict[str, Any]:
     model = traced(name)
     stages = {"trace": model.graph, **dict(model.after_each_pass(disabled))}
     program, _ = model.program(disabled)
-    figures: dict[str, Any] = report_program(
-        stages, program, Context(CONTEXT.target, CONTEXT.library)
-    ).figures()
-    return figures
+    return report_program(stages, program, CONTEXT).figures()
 
 
 def test_the_report_of_a_model() -> None:
