@@ -83,6 +83,9 @@ def memory_limit(size: int) -> Iterator[Path]:
             (place / knob).write_text(str(size))
         except OSError as error:
             raise Missing(f"cannot set {place / knob}: {error.strerror}") from None
+        for name, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", size)):
+            with contextlib.suppress(OSError):  # there may be no swap to forbid
+                (place / name).write_text(str(value))
         yield place
     finally:
         for _ in range(50):  # until the kernel has buried what was in it
