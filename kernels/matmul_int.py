@@ -22,6 +22,7 @@ from ondevice.lang import (
     f32,
     fma,
     i8,
+    i16,
     i32,
     inline,
     kernel,
@@ -203,11 +204,12 @@ def store_plane(plane, w: u8[NB, ROW], b, section, q, *, bits: int, minima: bool
             minimum = half_minimum(w, b, section, q, half, minima=minima)
             shift = ((0 if signed else 128) - minimum) & 255
             shifts = bitcast(u8, shift * 0x01010101)
+            factors = bitcast(i16, scale * 0x00010001)
             for j in unroll(4):
                 both = load(w, b, at + half * 256 + j * 64, lanes=64)
-                # No product of a byte reaches the next: four at a time.
-                low = bitcast(u8, bitcast(i32, both & 15) * scale) + shifts
-                high = bitcast(u8, bitcast(i32, both >> 4) * scale) + shifts
+                # No product of a byte reaches the next: two at a time.
+                low = bitcast(u8, bitcast(i16, both & 15) * factors) + shifts
+                high = bitcast(u8, bitcast(i16, both >> 4) * factors) + shifts
                 store(plane, section % 4 * 4 + q, half * 8 + j, 0, low)
                 store(plane, section % 4 * 4 + q, half * 8 + j + 4, 0, high)
 
@@ -357,12 +359,12 @@ def matmul_plane(
     """matmul_int for many rows: a task makes a block of weights int8 once for `tiles` tiles
 
     A plane of up to 1,024 columns stays in the first cache meanwhile. With `matrix`, 16 rows at a
-    time by a matrix unit, else `tokens`.
+    time by a matrix unit, else `tokens`. Neighbouring tasks share activations.
     """
     plane = scratch(u8, 16, 16, 64)
     sums = scratch(f32, tiles, 16, 16)
     products = scratch(i32, 4 if matrix else 1, 16, 16)
-    for strip_, several in parallel(ceildiv(NB, strip), ceildiv(S, tiles * 16)):
+    for several, strip_ in parallel(ceildiv(S, tiles * 16), ceildiv(NB, strip)):
         for b in range(strip_ * strip, min(strip_ * strip + strip, NB)):
             for first in range(0, ceildiv(G, 4), 4):
                 last = min(first + 4, ceildiv(G, 4))
@@ -380,9 +382,12 @@ def matmul_plane(
                                 sums, products, plane, x, w, t, b, i, part, first, last, bits=bits,
                                 minima=minima, signed=signed, matrix=matrix, tokens=tokens,
                             )  # fmt: skip
-            for s in range(several * tiles * 16, min((several + 1) * tiles * 16, S)):
-                value = load(sums, s // 16 - several * tiles, s % 16, 0, lanes=16)
-                store(y, s, b * 16, epilogue(value, s, b * 16, N - b * 16), count=N - b * 16)
+                    if last == ceildiv(G, 4):
+                        for m in range(min(16, S - t * 16)):
+                            s = t * 16 + m
+                            n = b * 16
+                            value = load(sums, i, m, 0, lanes=16)
+                            store(y, s, n, epilogue(value, s, n, N - n), count=N - n)
 
 
 @inline

@@ -42,8 +42,9 @@ class OpDef:
 
     `elementwise` ops compute each element of their result from the same element of one input (and
     from broadcast rows or columns of the others), so they can be fused into an anchor. `pairwise`
-    ops need the element half a head away too. `state` is the name of the input that the op consumes
-    and returns changed ("" for pure ops).
+    ops need the element half a head away too. `by_row` says of the others that each row of the
+    result comes from the same row of the inputs that have as many. `state` is the name of the input
+    that the op consumes and returns changed ("" for pure ops).
     """
 
     name: str
@@ -51,7 +52,13 @@ class OpDef:
     reference: Callable[..., Array]
     elementwise: bool = False
     pairwise: bool = False
+    by_row: bool = False
     state: str = ""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether a part of the rows can be computed by itself."""
+        return self.elementwise or self.pairwise or self.by_row
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -505,10 +512,10 @@ OPS: dict[str, OpDef] = {
     for op in (
         OpDef("embed", infer_embed, embed),
         OpDef("select_rows", infer_select_rows, select_rows),
-        OpDef("matmul", infer_matmul, matmul),
-        OpDef("quantize", infer_quantize, quantize),
-        OpDef("rmsnorm", infer_rmsnorm, rmsnorm),
-        OpDef("rms_scale", infer_rms_scale, rms_scale),
+        OpDef("matmul", infer_matmul, matmul, by_row=True),
+        OpDef("quantize", infer_quantize, quantize, by_row=True),
+        OpDef("rmsnorm", infer_rmsnorm, rmsnorm, by_row=True),
+        OpDef("rms_scale", infer_rms_scale, rms_scale, by_row=True),
         OpDef("normalize", infer_normalize, normalize, elementwise=True),
         OpDef("add", infer_same, add, elementwise=True),
         OpDef("mul", infer_same, mul, elementwise=True),

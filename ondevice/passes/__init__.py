@@ -14,6 +14,7 @@ from ondevice.passes.canonicalize import canonicalize
 from ondevice.passes.context import Context
 from ondevice.passes.fold import fold
 from ondevice.passes.fuse import fuse
+from ondevice.passes.narrow import narrow
 from ondevice.passes.partition import partition
 from ondevice.passes.plan_memory import plan_memory, plan_separately
 from ondevice.passes.select import select, select_first
@@ -40,6 +41,7 @@ class Pass:
 PASSES = (
     Pass("canonicalize", canonicalize),
     Pass("fold", fold),
+    Pass("narrow", narrow),
     Pass("fuse", fuse),
     Pass("split", split),
     Pass("partition", partition, partition),

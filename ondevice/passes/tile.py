@@ -1,8 +1,9 @@
 """Tiles: how much of a node one task computes, constructed from the CPU's description.
 
 The model is analytic (after Roller, OSDI 22): a launch must leave enough tasks for every core to
-claim several, and registers bound the results that are computed at once. The first is one number
-for all CPU variants, which share a launch table; the second is each variant's own.
+claim several, a task's activations stay in the second cache, and registers bound the results that
+are computed at once. The first two are one number for all CPU variants, which share a launch table;
+the last is each variant's own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ondevice.dims import Extent
 from ondevice.graph.graph import Attrs, Choice, Graph, Node, Special
 from ondevice.lang.library import KernelDef
 from ondevice.passes.context import Context
+from ondevice.quant.scheme import activation_bytes
 from ondevice.targets.target import Cpu, CpuVariant
 
 TASKS_PER_LAUNCH = 8  # below this many, halve the task: a late worker then loses less
@@ -31,7 +34,8 @@ def tile(graph: Graph, context: Context) -> Graph:
             fits = [row.fit(node, types, room(variant), best) for variant in cpu.variants]
             return _special(choice, [(choice.kernel, fit) for fit in fits], cpu)
         features = types[node.output.name].shape[-1].static or 0
-        return _tiled(choice, kernels, cpu, features)
+        columns = types[node.inputs[0]].shape[-1].static or 0
+        return _tiled(_cached(choice, columns, cpu), kernels, cpu, features)
 
     return graph.with_nodes(
         tuple(
@@ -63,6 +67,20 @@ def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features:
         kernel, schedule = choice.on(variant.name)
         own.append((kernel, _fitted(kernels[kernel], schedule, cells, vectors)))
     return _special(choice, own, cpu)
+
+
+def _cached(choice: Choice, columns: int, cpu: Cpu) -> Choice:
+    """The choice with as many tiles of activations a task as the second cache holds."""
+    tile_bytes = activation_bytes(Extent.of(1), columns).static or 0
+
+    def fitted(schedule: Attrs) -> Attrs:
+        sizes = dict(schedule)
+        while "tiles" in sizes and int(sizes["tiles"]) * tile_bytes > cpu.l2_bytes:
+            sizes["tiles"] = int(sizes["tiles"]) // 2
+        return tuple(sizes.items())
+
+    specials = tuple(replace(s, schedule=fitted(s.schedule)) for s in choice.specials)
+    return replace(choice, schedule=fitted(choice.schedule), specials=specials)
 
 
 def _special(choice: Choice, own: Sequence[tuple[str, Attrs]], cpu: Cpu) -> Choice:
