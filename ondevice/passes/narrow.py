@@ -34,10 +34,10 @@ class _Narrowing:
             if node is self.selection:
                 self.names[node.output.name] = self._selected(node.inputs[0])
             elif node.output.name in whole or not OPS[node.op].rowwise:
-                self.nodes.append(self._with_inputs(node, node.inputs))
+                self.nodes.append(replace(node, inputs=self._renamed(node.inputs)))
             else:
                 self._narrowed(node)
-        outputs = tuple(self.names.get(name, name) for name in self.graph.outputs)
+        outputs = self._renamed(self.graph.outputs)
         return replace(self.graph, nodes=tuple(self.nodes), outputs=outputs)
 
     def _wanted_whole(self) -> set[str]:
@@ -70,10 +70,10 @@ class _Narrowing:
             self.nodes.append(node)
         return self.names[name]
 
-    def _with_inputs(self, node: Node, inputs: tuple[str, ...]) -> Node:
-        """`node`, which may read what the selection gave."""
+    def _renamed(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """`names`, of which one may be what the selection gave."""
         selected = self.selection.output.name
-        return replace(node, inputs=tuple(self.names[n] if n == selected else n for n in inputs))
+        return tuple(self.names[selected] if name == selected else name for name in names)
 
     def _has_rows(self, type_: TensorType) -> bool:
         return bool(type_.shape) and type_.shape[0] == self.rows
