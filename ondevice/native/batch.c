@@ -224,6 +224,7 @@ static const od_work *plan_finish(od_core *engine) {
 void od_batch_run(od_core *engine) {
     const od_model *model = engine->model;
     int64_t started_ns = od_now_ns();
+    od_streaming_begin(&engine->streaming);
     for (int32_t i = 0; i < model->rope_count; i++) {
         const od_rope *rope = &model->ropes[i];
         od_rope_rows(rope, model->inv_freq + rope->first_inv_freq,
@@ -232,6 +233,7 @@ void od_batch_run(od_core *engine) {
     }
     od_program_run(&engine->program, engine->threads, engine->step_rows, engine->step_logits,
                    engine->share_count);
+    od_streaming_end(&engine->streaming);
     if (engine->step_logits > 0) od_threads_run(engine->threads, plan_finish(engine), 1);
     if (od_batch_generates(engine))
         od_step_measured(&engine->costs, engine->step_rows, od_now_ns() - started_ns);

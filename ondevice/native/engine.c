@@ -17,6 +17,7 @@ static void wake_readers(od_core *engine, bool soon_again) {
 static void engine_main(void *argument) {
     od_core *engine = argument;
     od_threads_enter(engine->threads);
+    od_threads_watch(engine->threads, &engine->streaming.place);
     od_lock_acquire(&engine->lock);
     while (!engine->closing) {
         bool any = od_batch_assemble(engine);
@@ -111,6 +112,7 @@ static od_status reserve_all(od_core *engine, const od_options *options, od_erro
 
 static void free_engine(od_core *engine) {
     size_t count = (size_t)engine->capacity;
+    od_streaming_close(&engine->streaming);
     od_threads_close(engine->threads);
     od_profile_close(engine->profile);
     od_program_close(&engine->program);
@@ -153,6 +155,8 @@ od_status od_engine_open(const od_model *model, int fd, int64_t offset, int64_t 
     engine->draft_tokens = options->draft_tokens;
     engine->thread_count = threads_wanted(options->threads);
     status = od_weights_open(&engine->weights, model, fd, offset, length, error);
+    if (status == OD_OK)
+        od_streaming_open(&engine->streaming, engine->weights.data, model->weights_bytes);
     if (status == OD_OK) status = reserve_all(engine, options, error);
     if (status == OD_OK && !od_thread_start(&engine->thread, engine_main, engine))
         status = od_fail(error, OD_MEMORY, "cannot start the engine's thread");

@@ -9,6 +9,7 @@
 #include "platform.h"
 #include "profile.h"
 #include "program.h"
+#include "streaming.h"
 #include "threads.h"
 #include "weights.h"
 
@@ -62,6 +63,7 @@ typedef struct od_core { /* an engine */
     od_weights weights;
     od_kv_pool kv;
     od_program program;
+    od_streaming streaming;
     od_threads *threads;
     od_profile *profile; /* NULL: nobody asked */
     int32_t thread_count;

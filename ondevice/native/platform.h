@@ -27,6 +27,12 @@ int64_t od_file_bytes(int fd); /* negative: not a file */
 /* Put a private copy of a file's bytes in the place of memory of od_reserve, read when touched;
  * false, with nothing changed, unless everything lies on whole pages. */
 bool od_map_over(void *memory, int fd, int64_t offset, int64_t bytes);
+/* Advice on mapped memory; the system may do otherwise. `data` is rounded to whole pages. */
+void od_read_ahead(const uint8_t *data, size_t bytes);
+void od_give_back(const uint8_t *data, size_t bytes);
+#define OD_LARGEST_PAGE 65536
+bool od_is_resident(const uint8_t *data); /* the page at `data` */
+int64_t od_bytes_read(void);              /* from storage, by this process so far */
 /* Write all of it; false where the system takes no more. */
 bool od_write(int fd, const void *data, size_t bytes);
 

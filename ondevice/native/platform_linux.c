@@ -6,19 +6,21 @@
 
 #if defined(__x86_64__)
 enum { SYS_WRITE = 1, SYS_FSTAT = 5, SYS_MMAP = 9, SYS_MPROTECT = 10, SYS_MUNMAP = 11,
-       SYS_SIGPROCMASK = 14, SYS_GETPID = 39, SYS_ARCH_PRCTL = 158, SYS_FUTEX = 202,
+       SYS_SIGPROCMASK = 14, SYS_MINCORE = 27, SYS_MADVISE = 28, SYS_GETPID = 39,
+       SYS_GETRUSAGE = 98, SYS_ARCH_PRCTL = 158, SYS_FUTEX = 202,
        SYS_SETAFFINITY = 203, SYS_GETAFFINITY = 204, SYS_CLOCK_GETTIME = 228 };
 #else
 enum { SYS_WRITE = 64, SYS_FSTAT = 80, SYS_FUTEX = 98, SYS_CLOCK_GETTIME = 113, SYS_SETAFFINITY = 122,
-       SYS_GETAFFINITY = 123, SYS_SIGPROCMASK = 135, SYS_GETPID = 172, SYS_MUNMAP = 215, SYS_MMAP = 222,
-       SYS_MPROTECT = 226 };
+       SYS_GETAFFINITY = 123, SYS_SIGPROCMASK = 135, SYS_GETRUSAGE = 165, SYS_GETPID = 172,
+       SYS_MUNMAP = 215, SYS_MMAP = 222, SYS_MPROTECT = 226, SYS_MINCORE = 232,
+       SYS_MADVISE = 233 };
 #endif
 
 enum { PROT_NONE = 0, PROT_READ = 1, PROT_READ_WRITE = 3 };
 enum { MAP_PRIVATE = 2, MAP_FIXED = 0x10, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000 };
 
 /* A multiple of every page size in use (4, 16 and 64 KiB), so nobody has to ask for it. */
-#define PAGE_BYTES 65536
+#define PAGE_BYTES OD_LARGEST_PAGE
 
 static long address(const void *pointer) { return (long)(uintptr_t)pointer; }
 
@@ -103,6 +105,35 @@ bool od_map_over(void *memory, int fd, int64_t offset, int64_t bytes) {
     enum { LEAST_PAGE_BYTES = 4096 }; /* the system refuses what is no multiple of its own */
     if ((address(memory) | offset | bytes) % LEAST_PAGE_BYTES != 0) return false;
     return map(memory, (size_t)bytes, PROT_READ_WRITE, MAP_PRIVATE | MAP_FIXED, fd, offset) >= 0;
+}
+
+static void advise(const uint8_t *data, size_t bytes, int advice) {
+    long inside = address(data) % PAGE_BYTES;
+    system_call(SYS_MADVISE, address(data) - inside, (long)bytes + inside, advice, 0, 0, 0);
+}
+
+void od_read_ahead(const uint8_t *data, size_t bytes) {
+    enum { WILL_NEED = 3 };
+    advise(data, bytes, WILL_NEED);
+}
+
+void od_give_back(const uint8_t *data, size_t bytes) {
+    enum { PAGE_OUT = 21 };
+    advise(data, bytes, PAGE_OUT);
+}
+
+bool od_is_resident(const uint8_t *data) {
+    uint8_t pages[16] = {0}; /* of 4 KiB, or fewer */
+    system_call(SYS_MINCORE, address(data) - address(data) % PAGE_BYTES, PAGE_BYTES,
+                address(pages), 0, 0, 0);
+    return (pages[0] & 1) != 0;
+}
+
+int64_t od_bytes_read(void) {
+    enum { THIS_PROCESS = 0, BLOCKS_READ = 11, BLOCK_BYTES = 512 };
+    int64_t usage[18] = {0};
+    system_call(SYS_GETRUSAGE, THIS_PROCESS, address(usage), 0, 0, 0, 0);
+    return usage[BLOCKS_READ] * BLOCK_BYTES;
 }
 
 bool od_write(int fd, const void *data, size_t bytes) {

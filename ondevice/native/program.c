@@ -224,6 +224,11 @@ static od_work *plan_launch(od_program *program, const od_launch *launch, int32_
     work->kernel = program->variant->kernels[launch->kernel];
     work->buffers = program->buffers + launch->first_argument;
     work->scalars = program->scalars + launch->first_scalar;
+    work->place = -1;
+    for (int32_t i = launch->argument_count - 1; i >= 0; i--) {
+        const od_argument *a = &model->arguments[launch->first_argument + i];
+        if (a->space == OD_SPACE_WEIGHTS) work->place = a->offset;
+    }
     return work;
 }
 

@@ -55,6 +55,7 @@ struct od_threads {
     int32_t spins;
     bool own_cores; /* each worker keeps to one */
     od_profile *profile;
+    _Atomic int64_t *place; /* in the weights, of the first worker; NULL: nobody asked */
     size_t scratch_bytes;
     uint8_t *scratch;
     worker workers[OD_MAX_THREADS];
@@ -236,6 +237,8 @@ static bool pass(const walker *by, int32_t i, int64_t *now) {
     bool measured = threads->profile != NULL;
     int64_t ticks[OD_MAX_CHAINED + 1] = {0};
     od_run run = {.worker = self->number, .arrived = *now, .begin = *now};
+    if (self->number == 0 && threads->place != NULL && work->place >= 0)
+        atomic_store_explicit(threads->place, work->place, memory_order_relaxed);
     if (work->barrier) {
         if (!wait_until_finished(by, work->chunks_before, i, &run.arrived)) return false;
         if (measured) run.begin = od_ticks();
@@ -393,6 +396,8 @@ od_threads *od_threads_open(int32_t count, int64_t scratch_bytes) {
 void od_threads_enter(od_threads *threads) {
     keep_to_core(&threads->workers[0]);
 }
+
+void od_threads_watch(od_threads *threads, _Atomic int64_t *place) { threads->place = place; }
 
 void od_threads_profile(od_threads *threads, od_profile *profile) {
     od_threads_settle(threads);

@@ -29,6 +29,7 @@ typedef struct od_work {
     od_kernel kernel;
     void *const *buffers;
     const int32_t *scalars;
+    int64_t place; /* of its weights; negative: it has none */
     /* Filled in by od_threads_prepare. Each worker has `share` chunks, and `extra` of them, from
      * number `first_extra` on, one more. */
     uint32_t chunks_before; /* of all earlier work */
@@ -47,6 +48,9 @@ void od_threads_close(od_threads *threads);
  * there are as many cores. Workers that are where the system likes them end up on one core, side by
  * side, when somebody else is busy on the other. */
 void od_threads_enter(od_threads *threads);
+
+/* Where the first worker is in the weights is written to *place from now on. */
+void od_threads_watch(od_threads *threads, _Atomic int64_t *place);
 
 /* Count what lists of work take from now on; NULL: do not. Nothing runs meanwhile. */
 void od_threads_profile(od_threads *threads, od_profile *profile);

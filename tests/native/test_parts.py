@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,7 @@ class Work(ctypes.Structure):
         ("kernel", KERNEL),
         ("buffers", c_void_p),
         ("scalars", c_void_p),
+        ("place", c_int64),
         ("prepared", c_uint32 * 4),
     ]
 
@@ -309,3 +312,59 @@ def test_guard_pages(at: int, inside: bool, internals: Path) -> None:
     command = [sys.executable, "-c", TOUCH, str(internals), "99968", str(at)]
     done = subprocess.run(command, capture_output=True)
     assert (done.returncode == 0) == inside
+
+
+# ---- weights that do not fit ----
+
+
+class Streaming(ctypes.Structure):
+    _fields_ = [
+        *(("weights", c_void_p), ("bytes", c_int64), ("place", c_int64), ("first", c_int64)),
+        ("rest", c_int64 * 16),
+    ]
+
+
+def test_streamed_weights_are_given_back(library: ctypes.CDLL, tmp_path: Path) -> None:
+    """Steps that read everything again and again start it; then only the streamed part is dropped
+    behind a step, and bytes stay what they are."""
+    mib = 1 << 20
+    path = tmp_path / "weights"
+    data = np.random.default_rng(0).bytes(80 * mib)
+    path.write_bytes(data)
+    library.od_map_file.restype = c_void_p
+    library.od_map_file.argtypes = [c_int32, c_int64, c_int64]
+    library.od_is_resident.restype = ctypes.c_bool
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        drop = partial(os.posix_fadvise, file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop()
+        start = library.od_map_file(file.fileno(), 0, len(data))
+        if library.od_is_resident(c_void_p(start + 5 * mib)):
+            pytest.skip("the file system keeps files in memory")
+        streaming = Streaming()
+        library.od_streaming_open(byref(streaming), c_void_p(start), c_int64(len(data)))
+        for _ in range(3):
+            assert streaming.first == len(data)
+            library.od_streaming_begin(byref(streaming))
+            assert len(os.pread(file.fileno(), 8 * mib, 0)) == 8 * mib
+            drop()
+            library.od_streaming_end(byref(streaming))
+        assert streaming.first < len(data)
+        streaming.first = 20 * mib
+        mapped = np.ctypeslib.as_array((ctypes.c_uint8 * len(data)).from_address(start))
+        assert np.array_equal(mapped, np.frombuffer(data, np.uint8))
+        library.od_streaming_begin(byref(streaming))
+        streaming.place = len(data)
+
+        def resident(first: int, end: int) -> int:
+            """How many of the MiB from `first` on begin in memory."""
+            return sum(library.od_is_resident(c_void_p(start + i * mib)) for i in range(first, end))
+
+        deadline = time.monotonic() + 10
+        while resident(20, 76) > 48 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert resident(20, 76) <= 48  # it is advice: the system keeps some
+        assert resident(0, 20) > 15
+        library.od_streaming_end(byref(streaming))
+        library.od_streaming_close(byref(streaming))
+        assert np.array_equal(mapped, np.frombuffer(data, np.uint8))

@@ -37,7 +37,8 @@ CPUS = {"neon": "cortex-a53", "dotprod": "cortex-a76", "i8mm": "max"}
 ANDROID_APP_CALLS = {
     "read": 0, "write": 1, "open": 2, "close": 3, "fstat": 5, "lseek": 8, "mmap": 9,
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
-    "ioctl": 16, "pread64": 17, "readv": 19, "writev": 20, "madvise": 28, "getpid": 39,
+    "ioctl": 16, "pread64": 17, "readv": 19, "writev": 20, "mincore": 27, "madvise": 28,
+    "getpid": 39, "getrusage": 98,
     "clone": 56, "exit": 60, "fcntl": 72, "gettid": 186, "futex": 202, "sched_setaffinity": 203,
     "sched_getaffinity": 204, "set_tid_address": 218, "clock_gettime": 228, "exit_group": 231,
     "openat": 257, "newfstatat": 262, "membarrier": 324,
