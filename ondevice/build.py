@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ondevice.bundle.format import (
     PromptInfo,
     TokenizerInfo,
 )
-from ondevice.bundle.program import KV_DTYPES, KvCache, Program
+from ondevice.bundle.program import KV_DTYPES, KvCache, Program, step_bytes
 from ondevice.bundle.program_text import print_program
 from ondevice.bundle.write import BundleWriter
 from ondevice.checkpoint.generation import end_tokens, first_token, read_sampling
@@ -44,6 +44,7 @@ from ondevice.models.family import ModelConfig
 from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
+from ondevice.passes.plan_memory import slots
 from ondevice.passes.report import report_program
 from ondevice.passes.schedule import Frame, VariantKernels, schedule
 from ondevice.progress import SILENT, Progress
@@ -57,6 +58,7 @@ from ondevice.targets import Target
 
 PROMPT_FILE = "prompt/system.kv"
 LOGIT_ROWS = 64  # most rows of logits that one step gives
+STEP_TOKENS, STEP_BYTES = 512, 64 << 20  # most of a step where the recipe leaves it open
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,20 @@ def rewrite(
             dump.stage(row.name, "graph", print_graph(graph))
         if stop_after == row.name:
             return None
+    if recipe.prefill_chunk_tokens == 0:
+        frame = replace(frame, prefill_chunk_tokens=_largest_step(graph, frame))
     return Planned(stages, frame, weights)
+
+
+def _largest_step(graph: Graph, frame: Frame) -> int:
+    """Tokens of a step whose activations stay small: more make no model faster, but use memory."""
+    tokens = STEP_TOKENS
+    while (
+        tokens > LOGIT_ROWS
+        and step_bytes(slots(graph), tokens, frame.logit_rows, frame.vocab_size) > STEP_BYTES
+    ):
+        tokens //= 2
+    return min(tokens, frame.context_tokens)
 
 
 def _trace(
@@ -233,7 +248,7 @@ def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
         name=recipe.name,
         vocab_size=config.vocab_size,
         context_tokens=context_tokens,
-        prefill_chunk_tokens=min(recipe.prefill_chunk_tokens, context_tokens),
+        prefill_chunk_tokens=min(recipe.prefill_chunk_tokens or STEP_TOKENS, context_tokens),
         logit_rows=LOGIT_ROWS,
         kv=kv,
         ropes=(config.rope,),

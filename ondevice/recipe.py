@@ -78,7 +78,7 @@ class Recipe:
     model: str
     target: str = "host"
     context_tokens: int = 0  # 0: the model's own, at most DEFAULT_CONTEXT_TOKENS
-    prefill_chunk_tokens: int = 512  # the largest step; bounds the arena
+    prefill_chunk_tokens: int = 0  # the largest step; 0: 512, or fewer in a wide model
     quant: QuantRecipe = QuantRecipe()
     kv: KvRecipe = KvRecipe()
     prompt: PromptRecipe = PromptRecipe()
@@ -91,9 +91,9 @@ class Recipe:
             )
         if self.context_tokens < 0:
             raise RecipeError(f"context_tokens = {self.context_tokens} must be 0 or more")
-        if self.prefill_chunk_tokens < 1:
+        if self.prefill_chunk_tokens < 0:
             raise RecipeError(
-                f"prefill_chunk_tokens = {self.prefill_chunk_tokens} must be 1 or more"
+                f"prefill_chunk_tokens = {self.prefill_chunk_tokens} must be 0 or more"
             )
 
     def context_for(self, model_context_tokens: int) -> int:

@@ -81,8 +81,8 @@ def report_program(
     The steps are a prompt of 512 tokens, or as many as one step takes, and a token behind one.
     """
     traced, *_, planned = stages.values()
-    before, fused = stages["narrow"], stages["fuse"]
-    fusions = fuse_by_bytes(before, context)[1] if fused != before else ()
+    unfused, fused = stages["narrow"], stages["fuse"]
+    fusions = fuse_by_bytes(unfused, context)[1] if fused != unfused else ()
     rows = min(PROMPT.rows, program.prefill_chunk_tokens)
     steps = []
     for name, step in ((f"a prompt of {rows}", Step(rows)), ("a token", TOKEN)):

@@ -168,7 +168,7 @@ def test_the_command_line_edits_the_same_object(checkpoint: Path) -> None:
         ("target.name=x", "target is not a table"),
         ("context_tokens=many", "must be a whole number, not text"),
         ("context_tokens=-1", "must be 0 or more"),
-        ("prefill_chunk_tokens=0", "must be 1 or more"),
+        ("prefill_chunk_tokens=-1", "must be 0 or more"),
         ("quant.activations=int4", "must be one of int8, float"),
         ("quant.rules=head", "key=value,key=value"),
     ],
