@@ -33,7 +33,7 @@ from ondevice.runtime.engine import Engine
 from ondevice.runtime.sampling import Sampling
 
 RANDOM = Path(__file__).with_name("random_checkpoint.py")
-PASSES = ("fold", "fuse", "select", "tile", "plan_memory", "schedule")
+PASSES = ("fold", "narrow", "fuse", "select", "tile", "plan_memory", "schedule")
 LENGTHS = (1, 7, 33, 511, 513)
 BASE = "everything on"
 NO_STOP = Sampling(stop_tokens=())
