@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "ablation.py"
-PASSES = ("fold", "fuse", "select", "tile", "plan_memory", "schedule")
+PASSES = ("fold", "narrow", "fuse", "select", "tile", "plan_memory", "schedule")
 
 
 def test_every_arm_is_measured(tmp_path: Path) -> None:
