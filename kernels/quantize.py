@@ -165,8 +165,9 @@ def group_bounds(bounds, xt, k, count):
 
 @inline
 def fit_floats(fit, xt, k, count, *, steps: int):
-    """fit = (scale, minimum, sum) of half a group with the least squared error among `steps` tries
+    """fit = (scale, minimum, sum, spread and mean of the codes) of half a group
 
+    The least squared error among `steps` tries; the spread is the sum of squares around the mean.
     A try takes codes for steps of range / levels, and solves scale and minimum by least squares,
     the minimum kept at or above 0.
     """
@@ -178,6 +179,8 @@ def fit_floats(fit, xt, k, count, *, steps: int):
     fit[0] = (bounds[1] - bounds[0]) / 15.0
     fit[1] = -bounds[0]
     fit[2] = bounds[2]
+    fit[3] = vec(0.0, 16)
+    fit[4] = vec(0.0, 16)
     for c in range(steps):
         levels = vec(13.75 + cast(f32, cast(i32, c)) * (4.0 / steps), 16)
         inverse = inverse_of((bounds[1] - bounds[0]) / levels)
@@ -194,6 +197,8 @@ def fit_floats(fit, xt, k, count, *, steps: int):
         best = select(better, error, best)
         fit[0] = select(better, scale, fit[0])
         fit[1] = select(better, minimum, fit[1])
+        fit[3] = select(better, spread / number, fit[3])
+        fit[4] = select(better, sums[0] / number, fit[4])
 
 
 @inline
@@ -207,11 +212,11 @@ def keep_better(fit, sums, bounds, number, scale, minimum, unit):
 
 
 @inline
-def fit_integers(fit, floats, xt, k, count, unit, *, minima: bool, reach: int):
+def fit_integers(fit, floats, xt, k, count, unit, *, minima: bool):
     """fit = (error, scale, minimum) of half a group in whole numbers of a section's unit
 
     Tries the scales around `floats`, (scale, minimum, sum). The minimum follows from the codes by
-    least squares, and up to `reach` next to that are tried.
+    least squares, and those up to 2 away are tried.
     """
     number = vec(cast(f32, cast(i32, count)), 16)
     bounds = registers(vec(0.0, 16), 3)
@@ -227,11 +232,10 @@ def fit_integers(fit, floats, xt, k, count, unit, *, minima: bool, reach: int):
             least = scale * 15.0 - 127.0  # what 15 stands for must be an int8 too
             sums_of_codes(sums, xt, k, count, by, max(floats[1] * inverse, least) / scale)
             middle = round((scale * sums[0] - floats[2] * inverse) / number)
-            for next in unroll(2 * reach + 1):
-                minimum = rounded(middle + (1.0 * next - reach), least=0.0, most=128.0)
+            for next in unroll(5):
+                minimum = rounded(middle + (1.0 * next - 2.0), least=0.0, most=128.0)
                 minimum = max(minimum, least)
-                if reach > 0:
-                    sums_of_codes(sums, xt, k, count, by, minimum / scale)
+                sums_of_codes(sums, xt, k, count, by, minimum / scale)
                 keep_better(fit, sums, bounds, number, scale, minimum, unit)
         else:
             zero = select(floats[1] > floats[0] * 7.5, vec(8.0, 16), vec(7.0, 16))
@@ -259,22 +263,31 @@ def store_scales(w, b, at, half, scale, minimum, *, minima: bool):
 
 
 @inline
-def fit_section(fits, unit, xt, k, *, columns: int, minima: bool):
-    """f32[16]: the unit among a few that loses least; `fits` holds the halves' floats"""
+def fit_section(fits, unit, halves, *, minima: bool):
+    """f32[16]: the unit, a little over `unit`, of which scales and minima are nearly multiples
+
+    `fits` holds what `fit_floats` found. Codes taken as they are, the error of a half follows from
+    how far its whole scale and minimum are from the floats.
+    """
     best = vec(cast(f32, 1e30), 16)
     chosen = unit
-    for c in unroll(4):
-        tried = unit * (1.0 - 0.05 * c)
+    for c in range(32):
+        tried = unit * vec(1.0 + cast(f32, cast(i32, c)) * 0.01, 16)
+        inverse = inverse_of(tried)
         total = vec(0.0, 16)
-        for half in range(8):
-            if k + half * 32 < columns:
-                floats = registers(vec(0.0, 16), 3)
-                for i in unroll(3):
-                    floats[i] = load(fits, half, i, 0, lanes=16)
-                fit = registers(vec(0.0, 16), 3)
-                count = min(32, columns - k - half * 32)
-                fit_integers(fit, floats, xt, k + half * 32, count, tried, minima=minima, reach=0)
-                total = total + fit[0]
+        for half in range(halves):
+            old = load(fits, half, 0, 0, lanes=16)
+            minimum = load(fits, half, 1, 0, lanes=16)
+            scale = rounded(old * inverse, least=1.0, most=16.0)
+            if minima:
+                whole = max(rounded(minimum * inverse, least=0.0, most=128.0), scale * 15.0 - 127.0)
+                apart = scale * tried - old
+                moved = apart * load(fits, half, 4, 0, lanes=16) - (whole * tried - minimum)
+                total = fma(moved * moved, vec(32.0, 16), total)
+            else:
+                scale = min(scale, select(minimum > old * 7.5, vec(16.0, 16), vec(15.0, 16)))
+                apart = scale * tried - old
+            total = fma(apart * apart, load(fits, half, 3, 0, lanes=16), total)
         better = total < best
         best = select(better, total, best)
         chosen = select(better, tried, chosen)
@@ -288,25 +301,26 @@ def pack_nibbles(x: f32[N, K], w: u8[NB, ROW], *, minima: bool, steps: int):
     Scales and minima are fitted as floats first, then as whole numbers of a section's unit.
     """
     xt = scratch(f32, ceildiv(K, 64) * 64, 16)
-    fits = scratch(f32, 8, 3, 16)
+    fits = scratch(f32, 8, 5, 16)
     for b in parallel(NB):
         transpose_block(xt, x, b)
         for section in range(ceildiv(K, 256)):
             unit = vec(0.0, 16)
-            for half in range(min(8, ceildiv(K, 32) - section * 8)):
+            halves = min(8, ceildiv(K, 32) - section * 8)
+            for half in range(halves):
                 k = section * 256 + half * 32
-                floats = registers(vec(0.0, 16), 3)
+                floats = registers(vec(0.0, 16), 5)
                 if minima:
                     fit_floats(floats, xt, k, min(32, K - k), steps=steps)
                 else:
                     fit_centered(floats, xt, k, min(32, K - k), steps=steps)
                     most = 8.0 + floats[1] * inverse_of(floats[0])  # scales that fit_integers takes
                     unit = max(unit, floats[0] / most)
-                for i in unroll(3):
+                for i in unroll(5):
                     store(fits, half, i, 0, floats[i])
                 top = max(floats[1] / 128.0, (15.0 * floats[0] - floats[1]) / 127.0)
                 unit = max(unit, max(top, floats[0] / 16.0))
-            unit = fit_section(fits, unit, xt, section * 256, columns=K, minima=minima)
+            unit = fit_section(fits, unit, halves, minima=minima)
             at = section_at(section, bits=4, minima=minima)
             store(w, b, at, unit)
             for half in range(8):
@@ -317,7 +331,7 @@ def pack_nibbles(x: f32[N, K], w: u8[NB, ROW], *, minima: bool, steps: int):
                     for i in unroll(3):
                         floats[i] = load(fits, half, i, 0, lanes=16)
                     count = min(32, K - k)
-                    fit_integers(fit, floats, xt, k, count, unit, minima=minima, reach=2)
+                    fit_integers(fit, floats, xt, k, count, unit, minima=minima)
                 scale = max(fit[1], 1.0)
                 store_scales(w, b, at, half, scale, fit[2], minima=minima)
                 if k < ceildiv(K, 64) * 64:
@@ -328,7 +342,7 @@ def pack_nibbles(x: f32[N, K], w: u8[NB, ROW], *, minima: bool, steps: int):
 
 @inline
 def fit_centered(fit, xt, k, count, *, steps: int):
-    """fit = (scale, minimum, sum) of half a group around code 7 or 8, the least squared error
+    """fit of half a group around code 7 or 8, as of `fit_floats`; codes are counted from there
 
     The element of largest magnitude goes to the end that reaches one further; tries range from half
     a step short of that end to well behind it, where outliers are cut. For the codes of each try
@@ -340,6 +354,7 @@ def fit_centered(fit, xt, k, count, *, steps: int):
     zero = select(-bounds[0] > bounds[1], vec(8.0, 16), vec(7.0, 16))
     best = vec(0.0, 16)
     best_scale = top / 8.0
+    spread = vec(0.0, 16)
     for c in range(steps):
         inverse = vec(8.0 * (0.94 + cast(f32, cast(i32, c)) * (0.32 / steps)), 16) * inverse_of(top)
         sums = registers(vec(0.0, 16), 3)
@@ -353,9 +368,12 @@ def fit_centered(fit, xt, k, count, *, steps: int):
         better = gain > best
         best = select(better, gain, best)
         best_scale = select(better, scale, best_scale)
+        spread = select(better, q2, spread)
     fit[0] = best_scale
     fit[1] = best_scale * zero
     fit[2] = bounds[2]
+    fit[3] = spread
+    fit[4] = vec(0.0, 16)
 
 
 @kernel
