@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ondevice.graph.graph import Applied, Graph, Node
-from ondevice.graph.ops import Array, op_named
+from ondevice.graph.kv_pool import Array
+from ondevice.graph.ops import op_named
 
 
 def interpret(

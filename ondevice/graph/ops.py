@@ -15,19 +15,26 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SPAN_TOKENS
-from ondevice.dims import Extent
-from ondevice.dtypes import f32, i32
+from ondevice.dtypes import f32
 from ondevice.errors import GraphError, nearest
+from ondevice.graph import rules
+from ondevice.graph.attention import (
+    attention,
+    attention_joined,
+    attention_parts,
+    infer_attention,
+    infer_attention_joined,
+    infer_attention_parts,
+    infer_kv_write,
+    infer_rope,
+    kv_write,
+    rope,
+)
 from ondevice.graph.graph import Attr, Attrs, TensorType
-from ondevice.graph.kv_pool import kv_sizes, read_pool, write_token
-
-Array = npt.NDArray[Any]
+from ondevice.graph.kv_pool import Array
 
 # The scheme of quantized activations: groups of 64 int8 codes, each with its f32 scale.
 ACTIVATIONS = "a8_g64"
@@ -103,46 +110,13 @@ class OpDef:
 
 
 # ---------------------------------------------------------------------------------------------
-# What type rules check.
-
-
-def _tensor(name: str, type_: TensorType, kind: str, rank: int) -> tuple[Extent, ...]:
-    """The shape of `type_`, which must have this kind of elements and this rank."""
-    if type_.dtype.kind != kind or len(type_.shape) != rank:
-        raise GraphError(f"{name} must be {kind} of rank {rank}, not {type_}")
-    return type_.shape
-
-
-def _activation(name: str, type_: TensorType, rank: int = 2) -> tuple[Extent, ...]:
-    """The shape of a value computed in the step: plain float32."""
-    if type_.dtype != f32 or type_.scheme or len(type_.shape) != rank:
-        raise GraphError(f"{name} must be plain f32 of rank {rank}, not {type_}")
-    return type_.shape
-
-
-def _indices(name: str, type_: TensorType, rank: int = 1) -> tuple[Extent, ...]:
-    if type_.dtype != i32 or len(type_.shape) != rank:
-        raise GraphError(f"{name} must be i32 of rank {rank}, not {type_}")
-    return type_.shape
-
-
-def _equal(what: str, left: object, right: object) -> None:
-    if left != right:
-        raise GraphError(f"{what}: {left} is not {right}")
-
-
-def _f32(*shape: int | str | Extent) -> TensorType:
-    return TensorType.of(f32, *shape)
-
-
-# ---------------------------------------------------------------------------------------------
 # Rows and products.
 
 
 def infer_embed(tokens: TensorType, table: TensorType) -> TensorType:
-    (rows,) = _indices("tokens", tokens)
-    _, features = _tensor("table", table, "float", 2)
-    return _f32(rows, features)
+    (rows,) = rules.indices("tokens", tokens)
+    _, features = rules.tensor("table", table, "float", 2)
+    return TensorType.of(f32, rows, features)
 
 
 def embed(tokens: Array, table: Array) -> Array:
@@ -151,9 +125,9 @@ def embed(tokens: Array, table: Array) -> Array:
 
 
 def infer_select_rows(x: TensorType, rows: TensorType) -> TensorType:
-    _, features = _activation("x", x)
-    (count,) = _indices("rows", rows)
-    return _f32(count, features)
+    _, features = rules.activation("x", x)
+    (count,) = rules.indices("rows", rows)
+    return TensorType.of(f32, count, features)
 
 
 def select_rows(x: Array, rows: Array) -> Array:
@@ -162,10 +136,10 @@ def select_rows(x: Array, rows: Array) -> Array:
 
 
 def infer_matmul(x: TensorType, weight: TensorType) -> TensorType:
-    rows, inner = _activation("x", replace(x, scheme="") if x.scheme == ACTIVATIONS else x)
-    features, weight_inner = _tensor("weight", weight, "float", 2)
-    _equal("inner sizes of matmul", inner, weight_inner)
-    return _f32(rows, features)
+    rows, inner = rules.activation("x", replace(x, scheme="") if x.scheme == ACTIVATIONS else x)
+    features, weight_inner = rules.tensor("weight", weight, "float", 2)
+    rules.equal("inner sizes of matmul", inner, weight_inner)
+    return TensorType.of(f32, rows, features)
 
 
 def matmul(x: Array, weight: Array) -> Array:
@@ -175,7 +149,7 @@ def matmul(x: Array, weight: Array) -> Array:
 
 
 def infer_quantize(x: TensorType) -> TensorType:
-    _activation("x", x)
+    rules.activation("x", x)
     return replace(x, scheme=ACTIVATIONS)
 
 
@@ -196,8 +170,8 @@ def quantize(x: Array) -> Array:
 
 
 def infer_same(x: TensorType, y: TensorType) -> TensorType:
-    _activation("x", x, len(x.shape))
-    _equal("operand types", x, y)
+    rules.activation("x", x, len(x.shape))
+    rules.equal("operand types", x, y)
     return x
 
 
@@ -212,7 +186,7 @@ def mul(x: Array, y: Array) -> Array:
 
 
 def infer_silu(x: TensorType) -> TensorType:
-    _activation("x", x, len(x.shape))
+    rules.activation("x", x, len(x.shape))
     return x
 
 
@@ -224,8 +198,8 @@ def silu(x: Array) -> Array:
 
 
 def infer_add_bias(x: TensorType, bias: TensorType) -> TensorType:
-    _, features = _activation("x", x)
-    _equal("length of the bias", _tensor("bias", bias, "float", 1), (features,))
+    _, features = rules.activation("x", x)
+    rules.equal("length of the bias", rules.tensor("bias", bias, "float", 1), (features,))
     return x
 
 
@@ -235,9 +209,9 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 def infer_normalize(x: TensorType, scale: TensorType, weight: TensorType) -> TensorType:
-    rows, features = _activation("x", x)
-    _equal("length of the scale", _activation("scale", scale, 1), (rows,))
-    _equal("length of the weight", _tensor("weight", weight, "float", 1), (features,))
+    rows, features = rules.activation("x", x)
+    rules.equal("length of the scale", rules.activation("scale", scale, 1), (rows,))
+    rules.equal("length of the weight", rules.tensor("weight", weight, "float", 1), (features,))
     return x
 
 
@@ -251,8 +225,8 @@ def normalize(x: Array, scale: Array, weight: Array) -> Array:
 
 
 def infer_rms_scale(x: TensorType, *, eps: float) -> TensorType:
-    rows, _ = _activation("x", x)
-    return _f32(rows)
+    rows, _ = rules.activation("x", x)
+    return TensorType.of(f32, rows)
 
 
 def rms_scale(x: Array, *, eps: float) -> Array:
@@ -269,242 +243,6 @@ def infer_rmsnorm(x: TensorType, weight: TensorType, *, eps: float) -> TensorTyp
 def rmsnorm(x: Array, weight: Array, *, eps: float) -> Array:
     """`normalize(x, rms_scale(x), weight)`: f32[S, K], [K] -> f32[S, K]."""
     return normalize(x, rms_scale(x, eps=eps), weight)
-
-
-# ---------------------------------------------------------------------------------------------
-# Attention over a paged cache.
-
-
-def infer_rope(x: TensorType, rope: TensorType, *, heads: int, head_dim: int) -> TensorType:
-    rows, features = _activation("x", x)
-    _equal("features of x", features, Extent.of(heads * head_dim))
-    _equal("shape of the rope table", _activation("rope", rope), (rows, Extent.of(head_dim)))
-    if head_dim % 2:
-        raise GraphError(f"rope needs an even head_dim, not {head_dim}")
-    return x
-
-
-def rope(x: Array, rope: Array, *, heads: int, head_dim: int) -> Array:
-    """Rotate each head's pairs (i, i + D/2): f32[S, H*D], f32[S, D] -> f32[S, H*D].
-
-    `rope[s]` is cos of D/2 angles, then sin of them. The pairing is Hugging Face's "half-split"
-    form of rotary embeddings (arXiv 2104.09864).
-    """
-    x = x.reshape(len(x), heads, head_dim)
-    left, right = np.split(x, 2, axis=-1)
-    cos, sin = np.split(rope[:, None, :], 2, axis=-1)
-    rotated = np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return rotated.reshape(len(x), heads * head_dim)
-
-
-def _addressing(
-    rows: Extent, positions: TensorType, sequence: TensorType, block_table: TensorType
-) -> None:
-    _equal("length of positions", _indices("positions", positions), (rows,))
-    _equal("length of sequence", _indices("sequence", sequence), (rows,))
-    _indices("block_table", block_table, 2)
-
-
-def infer_kv_write(
-    kv: TensorType,
-    k: TensorType,
-    v: TensorType,
-    positions: TensorType,
-    sequence: TensorType,
-    block_table: TensorType,
-    *,
-    layer: int,
-) -> TensorType:
-    kv_heads, head_dim = kv_sizes(kv, layer)
-    rows, features = _activation("k", k)
-    _equal("types of k and v", k, v)
-    _equal("features of k", features, Extent.of(kv_heads * head_dim))
-    _addressing(rows, positions, sequence, block_table)
-    return kv
-
-
-def kv_write(
-    kv: Array,
-    k: Array,
-    v: Array,
-    positions: Array,
-    sequence: Array,
-    block_table: Array,
-    *,
-    layer: int,
-) -> Array:
-    """Store each token's key and value where the block table puts its position.
-
-    kv as `kv_pool` has it, k and v f32[S, G*D], positions and sequence i32[S],
-    block_table i32[B, W] -> kv. Token t of a block holds its key's element d at d*32 + t and its
-    value's element d at t*D + d.
-    """
-    kv = kv.copy()
-    heads = kv.shape[3]
-    for s, position in enumerate(positions):
-        block = block_table[sequence[s], position // KV_BLOCK_TOKENS]
-        token = position % KV_BLOCK_TOKENS
-        write_token(kv, layer, block, token, k[s].reshape(heads, -1), v[s].reshape(heads, -1))
-    return kv
-
-
-def infer_attention(
-    q: TensorType,
-    kv: TensorType,
-    positions: TensorType,
-    sequence: TensorType,
-    block_table: TensorType,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> TensorType:
-    rows, features = _activation("q", q)
-    _equal("features of q", features, Extent.of(heads * head_dim))
-    _equal("(kv_heads, head_dim) of kv", kv_sizes(kv, layer), (kv_heads, head_dim))
-    if heads % kv_heads:
-        raise GraphError(f"{heads} heads cannot share {kv_heads} kv_heads evenly")
-    _addressing(rows, positions, sequence, block_table)
-    return q
-
-
-def attention(
-    q: Array,
-    kv: Array,
-    positions: Array,
-    sequence: Array,
-    block_table: Array,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> Array:
-    """Causal grouped-query attention (arXiv 2305.13245) of each token to its own conversation.
-
-    The token at position p attends to cached positions 0..p through its row of the block table.
-    q f32[S, H*D], kv as `kv_pool` has it, positions and sequence i32[S],
-    block_table i32[B, W] -> f32[S, H*D].
-    """
-    q = q.reshape(len(q), heads, head_dim)
-    out = np.empty_like(q)
-    keys, values = read_pool(kv, layer)
-    for s, position in enumerate(positions):
-        cached = np.arange(position + 1)
-        blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
-        tokens = cached % KV_BLOCK_TOKENS
-        for head in range(heads):
-            g = head // (heads // kv_heads)
-            scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
-            weights = np.exp(scores - scores.max())
-            out[s, head] = (weights / weights.sum()) @ values[blocks, g, tokens]
-    return out.reshape(len(q), heads * head_dim)
-
-
-def infer_attention_parts(
-    q: TensorType,
-    kv: TensorType,
-    positions: TensorType,
-    sequence: TensorType,
-    block_table: TensorType,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> TensorType:
-    attrs = {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    infer_attention(q, kv, positions, sequence, block_table, **attrs, scale=scale)
-    width = block_table.shape[1].static or 0
-    spans = -(-width * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
-    return _f32(q.shape[0], spans * heads * (head_dim + 2))
-
-
-def attention_parts(
-    q: Array,
-    kv: Array,
-    positions: Array,
-    sequence: Array,
-    block_table: Array,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> Array:
-    """Attention to each span of 256 positions on its own: f32[S, spans * H * (D + 2)].
-
-    The D values of a span's part are not divided yet; the largest score and the sum of the weights
-    follow them (arXiv 2205.14135). Parts of spans that a token does not see are NaN.
-    """
-    q = q.reshape(len(q), heads, head_dim)
-    spans = -(-block_table.shape[1] * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
-    parts = np.full((len(q), spans, heads, head_dim + 2), np.nan, np.float32)
-    keys, values = read_pool(kv, layer)
-    for s, position in enumerate(positions):
-        for span in range(position // KV_SPAN_TOKENS + 1):
-            cached = np.arange(span * KV_SPAN_TOKENS, position + 1)[:KV_SPAN_TOKENS]
-            blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
-            tokens = cached % KV_BLOCK_TOKENS
-            for head in range(heads):
-                g = head // (heads // kv_heads)
-                scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
-                weights = np.exp(scores - scores.max())
-                parts[s, span, head, :head_dim] = weights @ values[blocks, g, tokens]
-                parts[s, span, head, head_dim:] = scores.max(), weights.sum()
-    return parts.reshape(len(q), -1)
-
-
-def infer_attention_joined(
-    q: TensorType,
-    kv: TensorType,
-    positions: TensorType,
-    sequence: TensorType,
-    block_table: TensorType,
-    parts: TensorType,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> TensorType:
-    attrs = {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    whole = infer_attention(q, kv, positions, sequence, block_table, **attrs, scale=scale)
-    wanted = infer_attention_parts(q, kv, positions, sequence, block_table, **attrs, scale=scale)
-    _equal("type of the parts", parts, wanted)
-    return whole
-
-
-def attention_joined(
-    q: Array,
-    kv: Array,
-    positions: Array,
-    sequence: Array,
-    block_table: Array,
-    parts: Array,
-    *,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    scale: float,
-) -> Array:
-    """`attention`, whose kernel may take it from `attention_parts` of the same inputs."""
-    rows = len(q)
-    parts = parts.reshape(rows, -1, heads, head_dim + 2)
-    out = np.empty((rows, heads, head_dim), np.float32)
-    for s, position in enumerate(positions):
-        seen = parts[s, : position // KV_SPAN_TOKENS + 1]
-        weights = np.exp(seen[..., head_dim] - seen[..., head_dim].max(axis=0))
-        values = (seen[..., :head_dim] * weights[..., None]).sum(axis=0)
-        out[s] = values / (seen[..., head_dim + 1] * weights).sum(axis=0)[:, None]
-    return out.reshape(rows, heads * head_dim)
 
 
 OPS: dict[str, OpDef] = {

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SCALE_BYTES, kv_tile_elements
 from ondevice.dims import Extent
 from ondevice.dtypes import DTYPES, i8
+from ondevice.graph.attention import kv_write
 from ondevice.graph.graph import Node, TensorType
 from ondevice.graph.interpret import evaluate
 from ondevice.graph.kv_pool import pool_head_dim, read_pool
-from ondevice.graph.ops import ACTIVATIONS, OPS, kv_write, quantize
+from ondevice.graph.ops import ACTIVATIONS, OPS, quantize
 from ondevice.graph.text import parse_graph
 from ondevice.graph.verify import verify
 from ondevice.kernels.packers import Packers
