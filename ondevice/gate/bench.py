@@ -24,7 +24,7 @@ from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError, RuntimeFailure
 from ondevice.runtime.conversation import Conversation
 from ondevice.runtime.engine import Engine
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 
 

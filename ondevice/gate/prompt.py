@@ -21,7 +21,8 @@ from ondevice.bundle.read import open_bundle
 from ondevice.bundle.write import WEIGHTS_PATH
 from ondevice.errors import RecipeError, RuntimeFailure
 from ondevice.recipe import Recipe
-from ondevice.runtime.native import Library, NativeEngine, Status, model_descriptor
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import Library, NativeEngine, model_descriptor
 from ondevice.runtime.tokenizer import Tokenizer
 
 # What may follow a system prompt: as different as can be, so that what they share is the prompt.

@@ -35,7 +35,8 @@ from ondevice.runtime.completion import (
 )
 from ondevice.runtime.conversation import Conversation
 from ondevice.runtime.generation import Generation
-from ondevice.runtime.native import ConversationStats, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import ConversationStats
 from ondevice.runtime.request import ChatOptions, ChatRequest, Message, read_request
 from ondevice.runtime.sampling import TokenLogprobs
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.closes import Closes
 from ondevice.runtime.generation import Generation
-from ondevice.runtime.native import ConversationStats, NativeConversation, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import ConversationStats, NativeConversation
 from ondevice.runtime.sampling import GREEDY, Sampling
 from ondevice.runtime.saved import save_conversation
 

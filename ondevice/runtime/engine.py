@@ -24,7 +24,8 @@ from ondevice.errors import RuntimeFailure
 from ondevice.runtime.chat import Chat
 from ondevice.runtime.closes import Closes
 from ondevice.runtime.conversation import Conversation, Prompt
-from ondevice.runtime.native import EngineInfo, Library, NativeEngine, Status, model_descriptor
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import EngineInfo, Library, NativeEngine, model_descriptor
 from ondevice.runtime.profile import Profile
 from ondevice.runtime.sampling import GREEDY, Sampling
 from ondevice.runtime.saved import restore_conversation

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import CONTINUES, SKIP_SPECIAL, NativeConversation, Status
+from ondevice.runtime.header import CONTINUES, SKIP_SPECIAL, Status
+from ondevice.runtime.native import NativeConversation
 from ondevice.runtime.sampling import Sampling, TokenLogprobs
 from ondevice.runtime.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""ondevice.h in Python: the same handles, calls and statuses, with errors raised.
+"""The functions of ondevice.h in Python: the same handles and calls, with errors raised.
 
 `NativeEngine` and `NativeConversation` only call the C runtime. Each call is short (`read` waits
 for at most its timeout), so Ctrl-C is never held up and other Python threads run meanwhile.
@@ -10,21 +10,8 @@ import ctypes
 import math
 import os
 from collections.abc import Sequence
-from ctypes import (
-    POINTER,
-    byref,
-    c_char,
-    c_char_p,
-    c_double,
-    c_float,
-    c_int,
-    c_int32,
-    c_int64,
-    c_uint32,
-    c_uint64,
-)
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_uint64
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,161 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
+from ondevice.runtime.header import (
+    API_VERSION,
+    CONTINUES,
+    ENDINGS,
+    SIGNATURES,
+    SKIP_SPECIAL,
+    CError,
+    CInfo,
+    CLogitBias,
+    COptions,
+    CSampling,
+    CStats,
+    CStopString,
+    CTokenLogprobs,
+    Status,
+)
 from ondevice.runtime.sampling import GREEDY, Sampling, TokenLogprobs
-
-API_VERSION = 4
-TOP_LOGPROBS = 20
-SKIP_SPECIAL, CONTINUES = 4, 8  # OD_DECODE_*
-
-
-class Status(IntEnum):
-    """od_status."""
-
-    OK = 0
-    TIMEOUT = 1
-    STOP = 2
-    LENGTH = 3
-    CANCELLED = 4
-    CONTEXT_FULL = 5
-    KV_FULL = 6
-    EXPIRED = 7
-    INVALID = -1
-    BUSY = -2
-    CLOSED = -3
-    FORKED = -4
-    MEMORY = -5
-    MODEL = -6
-    WEIGHTS = -7
-    CPU = -8
-    NUMERIC = -9
-    FILE = -10
-
-
-ENDINGS = tuple(status for status in Status if status > 0)
-
-
-class _Error(ctypes.Structure):
-    _fields_ = [("text", c_char * 256)]
-
-
-class _Options(ctypes.Structure):
-    _fields_ = [
-        ("threads", c_int32),
-        ("conversations", c_int32),
-        ("kv_blocks", c_int32),
-        ("variant", c_char_p),
-        ("draft_tokens", c_int32),
-    ]
-
-
-class _Info(ctypes.Structure):
-    _fields_ = [
-        ("vocab_size", c_int32),
-        ("context_tokens", c_int32),
-        ("prefill_chunk_tokens", c_int32),
-        ("logit_rows", c_int32),
-        ("threads", c_int32),
-        ("conversations", c_int32),
-        ("kv_blocks", c_int32),
-        ("kv_blocks_free", c_int32),
-        ("kv_blocks_cached", c_int32),
-        ("model", c_char_p),
-        ("variant", c_char_p),
-    ]
-
-
-class _LogitBias(ctypes.Structure):
-    _fields_ = [("token", c_int32), ("bias", c_float)]
-
-
-class _StopString(ctypes.Structure):
-    _fields_ = [("text", c_char_p), ("bytes", c_int32)]
-
-
-class _Sampling(ctypes.Structure):
-    _fields_ = [
-        ("max_tokens", c_int32),
-        ("temperature", c_float),
-        ("seed", c_uint64),
-        ("stop_tokens", POINTER(c_int32)),
-        ("stop_token_count", c_int32),
-        ("top_k", c_int32),
-        ("top_p", c_float),
-        ("min_p", c_float),
-        ("typical_p", c_float),
-        ("repetition_penalty", c_float),
-        ("presence_penalty", c_float),
-        ("frequency_penalty", c_float),
-        ("penalty_tokens", c_int32),
-        ("logit_bias_count", c_int32),
-        ("logit_bias", POINTER(_LogitBias)),
-        ("logprobs", c_int32),
-        ("timeout_ms", c_int32),
-        ("tokenizer", c_uint64),
-        ("text_flags", c_uint32),
-        ("stop_string_count", c_int32),
-        ("stop_strings", POINTER(_StopString)),
-    ]
-
-
-class _Logprob(ctypes.Structure):
-    _fields_ = [("token", c_int32), ("logprob", c_float)]
-
-
-class _TokenLogprobs(ctypes.Structure):
-    _fields_ = [
-        ("chosen", _Logprob),
-        ("top_count", c_int32),
-        ("top", _Logprob * TOP_LOGPROBS),
-    ]
-
-
-class _Stats(ctypes.Structure):
-    _fields_ = [
-        ("prompt_tokens", c_int32),
-        ("own_tokens", c_int32),
-        ("shared_tokens", c_int32),
-        ("computed_tokens", c_int32),
-        ("generated_tokens", c_int32),
-        ("first_token_ms", c_double),
-        ("tokens_per_second", c_double),
-        ("drafted_tokens", c_int32),
-        ("accepted_tokens", c_int32),
-        ("total_reused_tokens", c_int64),
-        ("total_computed_tokens", c_int64),
-    ]
-
-
-# Arguments of each function, without the od_error* that all of them end with.
-_SIGNATURES: dict[str, list[Any]] = {
-    "od_engine_open": [
-        *(ctypes.c_void_p, c_int, c_int64, c_int64, POINTER(_Options)),
-        POINTER(c_uint64),
-    ],
-    "od_engine_close": [c_uint64],
-    "od_engine_describe": [c_uint64, POINTER(_Info)],
-    "od_conversation_open": [c_uint64, POINTER(c_uint64)],
-    "od_conversation_close": [c_uint64],
-    "od_fork": [c_uint64, POINTER(c_uint64)],
-    "od_conversation_stats": [c_uint64, POINTER(_Stats)],
-    "od_conversation_tokens": [c_uint64, POINTER(c_int32)],
-    "od_save": [c_uint64, c_int],
-    "od_restore": [c_uint64, c_int, c_int64, c_int64, POINTER(c_uint64)],
-    "od_rewind": [c_uint64, c_int32],
-    "od_submit": [c_uint64, POINTER(c_int32), c_int32, POINTER(_Sampling)],
-    "od_read": [c_uint64, POINTER(c_int32), c_int32, c_int32, POINTER(c_int32)],
-    "od_read_text": [c_uint64, c_char_p, c_int64, c_int32, POINTER(c_int64)],
-    "od_read_logprobs": [
-        *(c_uint64, POINTER(_TokenLogprobs), c_int32, c_int32),
-        POINTER(c_int32),
-    ],
-    "od_cancel": [c_uint64],
-    "od_logits": [c_uint64, POINTER(c_int32), c_int32, POINTER(c_float)],
-    "od_profile_start": [c_uint64, c_int32],
-    "od_profile_stop": [c_uint64],
-    "od_profile_read": [c_uint64, ctypes.c_void_p, c_int64, POINTER(c_int64)],
-    "od_profile_events": [c_uint64, ctypes.c_void_p, c_int64, POINTER(c_int64)],
-}
 
 
 class Library:
@@ -200,15 +49,15 @@ class Library:
         version = library.od_version() if hasattr(library, "od_version") else "none"
         if version != API_VERSION:
             raise RuntimeFailure(f"{path} has API version {version}, this Python {API_VERSION}")
-        self._functions = {name: library[name] for name in _SIGNATURES}
-        for name, arguments in _SIGNATURES.items():
+        self._functions = {name: library[name] for name in SIGNATURES}
+        for name, arguments in SIGNATURES.items():
             function = self._functions[name]
-            function.argtypes = [*arguments, POINTER(_Error)]
+            function.argtypes = [*arguments, POINTER(CError)]
             function.restype = c_int
 
     def call(self, name: str, *arguments: Any, passing: Sequence[Status] = ()) -> Status:
         """Call `od_<name>`; raises RuntimeFailure on a status not OK and not in `passing`."""
-        error = _Error()
+        error = CError()
         status = Status(self._functions[f"od_{name}"](*arguments, byref(error)))
         if status is not Status.OK and status not in passing:
             raise RuntimeFailure(error.text.decode(errors="replace"), int(status))
@@ -291,7 +140,7 @@ class NativeEngine:
     ) -> None:
         self.library = library
         self._handle = c_uint64()
-        options = _Options(
+        options = COptions(
             threads,
             conversations,
             kv_blocks,
@@ -307,7 +156,7 @@ class NativeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        info = _Info()
+        info = CInfo()
         self.library.call("engine_describe", self._handle, byref(info))
         values = {name: getattr(info, name) for name, *_ in info._fields_}
         names = {key: values[key].decode() for key in ("model", "variant")}
@@ -347,7 +196,7 @@ class NativeConversation:
 
     @property
     def stats(self) -> ConversationStats:
-        stats = _Stats()
+        stats = CStats()
         self._call("conversation_stats", self._handle, byref(stats))
         return ConversationStats(**{name: getattr(stats, name) for name, *_ in stats._fields_})
 
@@ -402,7 +251,7 @@ class NativeConversation:
         Tokens that stand for the part of a token before a stop string have that token's logprobs at
         the first of them, and 0 and no others at the rest.
         """
-        buffer = (_TokenLogprobs * capacity)()
+        buffer = (CTokenLogprobs * capacity)()
         count = c_int32()
         status = self._call(
             *("read_logprobs", self._handle, buffer, capacity, timeout_ms, byref(count)),
@@ -449,13 +298,13 @@ def _int32_array(tokens: Sequence[int]) -> ctypes.Array[c_int32]:
     return (c_int32 * len(tokens))(*tokens)
 
 
-def _sampling(max_tokens: int, sampling: Sampling, tokenizer: int, text_flags: int) -> _Sampling:
+def _sampling(max_tokens: int, sampling: Sampling, tokenizer: int, text_flags: int) -> CSampling:
     stop_tokens = sampling.stop_tokens or ()
     biased = _int32_array(tuple(sampling.logit_bias))
-    biases = [_LogitBias(*b) for b in zip(biased, sampling.logit_bias.values(), strict=True)]
+    biases = [CLogitBias(*b) for b in zip(biased, sampling.logit_bias.values(), strict=True)]
     texts = [text.encode("utf-8", errors="surrogatepass") for text in sampling.stop]
-    stops = [_StopString(text, len(text)) for text in texts]
-    return _Sampling(
+    stops = [CStopString(text, len(text)) for text in texts]
+    return CSampling(
         max_tokens=_clamped(max_tokens),
         temperature=sampling.temperature,
         seed=sampling.seed,
@@ -470,13 +319,13 @@ def _sampling(max_tokens: int, sampling: Sampling, tokenizer: int, text_flags: i
         frequency_penalty=sampling.frequency_penalty,
         penalty_tokens=_clamped(sampling.penalty_tokens),
         logit_bias_count=len(biases),
-        logit_bias=(_LogitBias * len(biases))(*biases),
+        logit_bias=(CLogitBias * len(biases))(*biases),
         logprobs=_logprobs(sampling.logprobs),
         timeout_ms=_milliseconds(sampling.timeout_s),
         tokenizer=tokenizer,
         text_flags=text_flags,
         stop_string_count=len(stops),
-        stop_strings=(_StopString * len(stops))(*stops),
+        stop_strings=(CStopString * len(stops))(*stops),
     )
 
 
@@ -485,7 +334,7 @@ def _clamped(count: int) -> int:
     return max(-(2**31), min(count, 2**31 - 1))
 
 
-def _token_logprobs(entry: _TokenLogprobs) -> TokenLogprobs:
+def _token_logprobs(entry: CTokenLogprobs) -> TokenLogprobs:
     top = tuple((t.token, t.logprob) for t in entry.top[: entry.top_count])
     return TokenLogprobs(entry.chosen.token, entry.chosen.logprob, top)
 

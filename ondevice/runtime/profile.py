@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.runtime.closes import Closes
-from ondevice.runtime.native import NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeEngine
 
 _PLACE = [("launch", c_int32), ("worker", c_int32)]
 _TIMES = ("arrived_ns", "begin_ns", "end_ns")

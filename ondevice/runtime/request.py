@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from ondevice.errors import RuntimeFailure, nearest
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 
 Message = Mapping[str, Any]  # {"role": ..., "content": text or [{"type": "text", "text": ...}]}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import NativeConversation, NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeConversation, NativeEngine
 
 
 def save_conversation(conversation: NativeConversation, path: Path) -> None:

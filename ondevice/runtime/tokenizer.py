@@ -27,7 +27,7 @@ from typing import Any
 
 from ondevice.bundle.read import Bundle
 from ondevice.errors import BundleError, RuntimeFailure
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 
 _ENCODE_SPECIAL, _ENCODE_CONTENT, _SKIP_SPECIAL, _CONTINUES = 1, 2, 4, 8
 _CHAT_GENERATE, _CHAT_NO_THINKING = 1, 2

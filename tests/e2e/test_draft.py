@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ondevice.runtime.engine import Engine
-from ondevice.runtime.native import NativeConversation, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeConversation
 from ondevice.runtime.sampling import Sampling, TokenLogprobs
 
 BEGINNINGS = (

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import NativeConversation, NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeConversation, NativeEngine
 from ondevice.runtime.sampling import Sampling, TokenLogprobs
 from ondevice.runtime.tokenizer import Tokenizer
 

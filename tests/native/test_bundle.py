@@ -16,7 +16,7 @@ from ondevice.bundle.write import BundleWriter
 from ondevice.codegen.link import compile_runtime
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.engine import Engine
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 from ondevice.targets import load
 from ondevice.tokenizer import compile_tokenizer

@@ -16,16 +16,9 @@ from ondevice.bundle import descriptor
 from ondevice.codegen.descriptor import emit_descriptor
 from ondevice.codegen.link import archive, link_library, runtime_objects
 from ondevice.errors import RuntimeFailure, ToolchainError
-from ondevice.runtime import native, profile
-from ondevice.runtime.native import (
-    API_VERSION,
-    ENDINGS,
-    TOP_LOGPROBS,
-    Library,
-    NativeEngine,
-    Status,
-    model_descriptor,
-)
+from ondevice.runtime import header, profile
+from ondevice.runtime.header import API_VERSION, ENDINGS, TOP_LOGPROBS, Status
+from ondevice.runtime.native import Library, NativeEngine, model_descriptor
 from ondevice.targets import load
 
 from .conftest import SYMBOLS, OpenToy, Toy, compile_c, link_toy, toy_program
@@ -59,13 +52,13 @@ def test_layout_is_that_of_c(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mirror"),
     [
-        ("od_options", native._Options),
-        ("od_engine_info", native._Info),
-        ("od_sampling", native._Sampling),
-        ("od_logit_bias", native._LogitBias),
-        ("od_stop_string", native._StopString),
-        ("od_token_logprobs", native._TokenLogprobs),
-        ("od_stats", native._Stats),
+        ("od_options", header.COptions),
+        ("od_engine_info", header.CInfo),
+        ("od_sampling", header.CSampling),
+        ("od_logit_bias", header.CLogitBias),
+        ("od_stop_string", header.CStopString),
+        ("od_token_logprobs", header.CTokenLogprobs),
+        ("od_stats", header.CStats),
         ("od_profile_row", profile.Row),
         ("od_profile_event", profile.Event),
     ],

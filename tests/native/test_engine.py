@@ -13,13 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import (
-    Library,
-    NativeConversation,
-    NativeEngine,
-    Status,
-    model_descriptor,
-)
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import Library, NativeConversation, NativeEngine, model_descriptor
 from ondevice.runtime.sampling import Sampling
 
 from .conftest import OpenToy, Toy

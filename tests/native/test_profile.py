@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeEngine
 from ondevice.runtime.profile import Profile
 
 from .conftest import OpenToy

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ondevice.runtime.native import _LogitBias, _Sampling
+from ondevice.runtime.header import CLogitBias, CSampling
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
@@ -60,9 +60,9 @@ def sample(
     tokens = np.array(said or [], np.int32)
     bias = fields.pop("logit_bias", {})
     defaults = {"top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0}
-    sampling = _Sampling(
+    sampling = CSampling(
         **(defaults | fields),
-        logit_bias=(_LogitBias * len(bias))(*(_LogitBias(*b) for b in bias.items())),
+        logit_bias=(CLogitBias * len(bias))(*(CLogitBias(*b) for b in bias.items())),
         logit_bias_count=len(bias),
     )
     history = Said(tokens.ctypes.data, len(tokens), generated)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 
 from .conftest import OpenToy

@@ -15,7 +15,8 @@ import pytest
 
 from ondevice.bundle.descriptor import pack_weights_header
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import Library, NativeConversation, NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import Library, NativeConversation, NativeEngine
 from ondevice.runtime.native import model_descriptor as descriptor
 from ondevice.runtime.sampling import Sampling
 from ondevice.runtime.saved import restore_conversation, save_conversation

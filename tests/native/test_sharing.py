@@ -19,12 +19,12 @@ from hypothesis.stateful import (
 from numpy.typing import NDArray
 
 from ondevice.errors import RuntimeFailure
+from ondevice.runtime.header import Status
 from ondevice.runtime.native import (
     ConversationStats,
     Library,
     NativeConversation,
     NativeEngine,
-    Status,
     model_descriptor,
 )
 from ondevice.runtime.sampling import GREEDY, Sampling

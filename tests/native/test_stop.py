@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import NativeConversation, NativeEngine, Status
+from ondevice.runtime.header import Status
+from ondevice.runtime.native import NativeConversation, NativeEngine
 from ondevice.runtime.sampling import Sampling
 from ondevice.runtime.tokenizer import Tokenizer
 

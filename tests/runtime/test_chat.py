@@ -14,7 +14,7 @@ import pytest
 import ondevice
 from ondevice.errors import OndeviceError, RuntimeFailure
 from ondevice.runtime.engine import Engine
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 
 FIRST = {"role": "user", "content": "Tell me a story about a dog."}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ondevice.runtime.engine import Engine
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.sampling import Sampling
 
 PROMPT = "Once upon a time"

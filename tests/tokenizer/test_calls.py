@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.native import Status
+from ondevice.runtime.header import Status
 from ondevice.runtime.tokenizer import Tokenizer
 from ondevice.tokenizer.automaton import build_automaton
 from ondevice.tokenizer.charsets import CODE_POINTS, probe_pattern
