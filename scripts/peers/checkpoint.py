@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ def tensors(checkpoint: Path) -> Iterator[tuple[str, str, Any]]:
                 begin, end = entry["data_offsets"]
                 values = data[start + begin : start + end].view(DTYPES[entry["dtype"]])
                 yield name, entry["dtype"], values.reshape(entry["shape"])
+
+
+def renamed(name: str, parts: Mapping[str, str], layer: str) -> str:
+    """A weight's name in other files: model.layers.3.mlp.up_proj.weight is `layer` 3's part."""
+    stem = name.removesuffix(".weight")
+    if stem in parts:
+        return f"{parts[stem]}.weight"
+    number, part = stem.removeprefix("model.layers.").split(".", 1)
+    return f"{layer}.{number}.{parts[part]}.weight"
 
 
 def interleaved(weight: Any, heads: int) -> Any:

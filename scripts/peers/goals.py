@@ -77,7 +77,7 @@ def faster(model: str, test: str, least: float, peer: str = "") -> Judge:
 
     def judge(figures: Figures) -> Verdict | None:
         speeds = figures.series(model, test)
-        best = peer or table.best_peer(speeds)
+        best = peer or table.fastest(speeds)
         if figures.us not in speeds or best not in speeds:
             return None
         ratio = table.ratio(speeds[figures.us], speeds[best])
@@ -179,11 +179,10 @@ def busy(quiet: str, disturbed: str) -> Judge:
         }
         if figures.us not in kept:
             return None
-        peers = {name: share for name, share in kept.items() if name not in table.OURS}
-        best = max(peers, key=lambda name: peers[name], default=None)
+        best = table.best_peer(kept, max)
         return Verdict(
             f"{table.number(median(during[figures.us]))} tok/s",
-            f"{best} keeps {peers[best]:.0f} %" if best else "-",
+            f"{best} keeps {kept[best]:.0f} %" if best else "-",
             f"keeps {kept[figures.us]:.0f} %",
             kept[figures.us] >= 60,
         )
@@ -201,12 +200,11 @@ def busy_gaps(figures: Figures) -> Verdict | None:
     measured = figures.series("smollm2", names.BUSY_DECODE, "gap_s")
     if figures.us not in measured:
         return None
-    peers = {name: late(name) for name in measured if name not in table.OURS}
-    best = min(peers, key=lambda name: peers[name], default=None)
+    best = table.best_peer({name: late(name) for name in measured})
     gap = 1e3 * median(measured[figures.us])
     return Verdict(
         f"median {gap:.2f} ms",
-        f"{best} {peers[best]:.2f}x" if best else "-",
+        f"{best} {late(best):.2f}x" if best else "-",
         f"{late(figures.us):.2f}x the median",
         late(figures.us) <= 2,
     )
@@ -237,9 +235,8 @@ def drafts(prompts: tuple[str, ...], least: float) -> Judge:
 def fastest_start(figures: Figures, key: str) -> str:
     """The peer that is first in a row of starts."""
     times = {name: row[key] for name, row in figures.rows["start"].items() if key in row}
-    peers = {name: seconds for name, seconds in times.items() if name not in table.OURS}
-    best = min(peers, key=lambda name: peers[name], default=None)
-    return f"{best} {peers[best]:.2f} s" if best else "-"
+    best = table.best_peer(times)
+    return f"{best} {times[best]:.2f} s" if best else "-"
 
 
 def warm_start(figures: Figures) -> Verdict | None:
@@ -270,12 +267,11 @@ def private_memory(figures: Figures) -> Verdict | None:
     if found is None:
         return None
     dirty, kv = found["private_dirty_bytes"], found["kv_bytes"]
-    peers = {name: row["private_dirty_bytes"] for name, row in figures.rows["start"].items()
-             if name not in table.OURS}  # fmt: skip
-    best = min(peers, key=lambda name: peers[name], default=None)
+    all_dirty = {name: row["private_dirty_bytes"] for name, row in figures.rows["start"].items()}
+    best = table.best_peer(all_dirty)
     return Verdict(
         f"{dirty / MB:.1f} MB",
-        f"{best} {peers[best] / MB:.0f} MB" if best else "-",
+        f"{best} {all_dirty[best] / MB:.0f} MB" if best else "-",
         f"KV {kv / MB:.1f} + {(dirty - kv) / MB:.1f} MB",
         dirty <= kv + 32 * MB,
     )
@@ -288,9 +284,9 @@ def half_memory(figures: Figures) -> Verdict | None:
     if "killed" in found:
         return Verdict("killed", "-", "killed", False)
     reading = found["read_bytes_per_s"] / found["missing_bytes"]
-    speeds = {name: row["tokens_per_s"] for name, row in figures.rows["half"].items()
-              if name not in table.OURS and "killed" not in row}  # fmt: skip
-    best = max(speeds, key=lambda name: speeds[name], default=None)
+    rows = figures.rows["half"].items()
+    speeds = {name: row["tokens_per_s"] for name, row in rows if "killed" not in row}
+    best = table.best_peer(speeds, max)
     share = found["tokens_per_s"] / reading
     return Verdict(
         f"{found['tokens_per_s']:.2f} tok/s",
@@ -306,7 +302,7 @@ def shipped(figures: Figures) -> Verdict | None:
         return None
     seconds, tokens = median(found["first_token_s"]), median(found["prompt_tokens"])
     speeds = figures.series("smollm2", names.PREFILL)
-    best = table.best_peer(speeds)
+    best = table.fastest(speeds)
     peer = f"{best} computes them in {tokens / median(speeds[best]):.2f} s" if best else "-"
     reused = median(found["reused_tokens"])
     return Verdict(
@@ -321,13 +317,12 @@ def build(key: str, most: float, unit: str, scale: float) -> Judge:
         found = figures.row("build")
         if found is None or key not in found:
             return None
-        peers = {name: row[key] for name, row in figures.rows["build"].items()
-                 if name not in table.OURS and key in row}  # fmt: skip
-        best = min(peers, key=lambda name: peers[name], default=None)
+        built = {name: row[key] for name, row in figures.rows["build"].items() if key in row}
+        best = table.best_peer(built)
         value = found[key] / scale
         return Verdict(
             f"{value:.3g} {unit}",
-            f"{best} {peers[best] / scale:.3g}" if best else "-",
+            f"{best} {built[best] / scale:.3g}" if best else "-",
             f"{value:.3g} {unit}",
             value <= most,
         )
@@ -337,16 +332,15 @@ def build(key: str, most: float, unit: str, scale: float) -> Judge:
 
 def quality(figures: Figures) -> Verdict | None:
     found = figures.perplexity
-    peers = {name: figures_["perplexity"] for name, figures_ in found.items()
-             if name not in table.OURS and name not in names.SCORED}  # fmt: skip
-    if figures.us not in found or not peers:
+    competing = {name: row["perplexity"] for name, row in found.items() if name not in names.SCORED}
+    best = table.best_peer(competing)
+    if figures.us not in found or best is None:
         return None
-    best = min(peers, key=lambda name: peers[name])
     losses = (found[name]["window_losses"] for name in (figures.us, best))
     ratio, error = compared(*losses)
     return Verdict(
         f"{found[figures.us]['perplexity']:.3f}",
-        f"{best} {peers[best]:.3f}",
+        f"{best} {competing[best]:.3f}",
         f"{ratio:.4f}x +- {error:.4f}",
         ratio <= 1,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -21,10 +21,15 @@ def series(samples: Sequence[Sample], model: str, test: str, key: str) -> dict[s
     return found
 
 
-def best_peer(figures: dict[str, list[float]]) -> str | None:
+def fastest(figures: dict[str, list[float]]) -> str | None:
     """The peer with the highest median."""
+    return best_peer({name: median(values) for name, values in figures.items()}, max)
+
+
+def best_peer(figures: dict[str, float], pick: Callable[..., str | None] = min) -> str | None:
+    """The peer with the least figure, or the highest; None where there is no peer."""
     peers = [name for name in figures if name not in OURS]
-    return max(peers, key=lambda name: median(figures[name]), default=None)
+    return pick(peers, key=lambda name: figures[name], default=None)
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
@@ -39,7 +44,7 @@ def speed_rows(samples: Sequence[Sample], names: Sequence[str]) -> Iterator[list
             figures = series(samples, model.name, test.name, "tokens_per_s")
             if not figures:
                 continue
-            best = best_peer(figures)
+            best = fastest(figures)
             row = [model.name, test.name]
             row += [number(median(figures[n])) if n in figures else "-" for n in names]
             for name in OURS:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import interleaved, tensors
+from checkpoint import interleaved, renamed, tensors
 
 NAMES = {
     "model.embed_tokens": "tok_embeddings",
@@ -35,11 +35,7 @@ NAMES = {
 
 def meta_name(name: str) -> str:
     """model.layers.3.mlp.up_proj.weight is layers.3.feed_forward.w3.weight."""
-    stem = name.removesuffix(".weight")
-    if stem in NAMES:
-        return f"{NAMES[stem]}.weight"
-    layer, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"layers.{layer}.{NAMES[part]}.weight"
+    return renamed(name, NAMES, "layers")
 
 
 def state(source: Path, config: dict[str, Any]) -> dict[str, Any]:

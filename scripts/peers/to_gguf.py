@@ -16,7 +16,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from checkpoint import interleaved, tensors
+from checkpoint import interleaved, renamed, tensors
 
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}
 NAMES = {
@@ -37,11 +37,7 @@ NAMES = {
 
 def gguf_name(name: str) -> str:
     """model.layers.3.mlp.up_proj.weight is blk.3.ffn_up.weight."""
-    stem = name.removesuffix(".weight")
-    if stem in NAMES:
-        return f"{NAMES[stem]}.weight"
-    layer, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{NAMES[part]}.weight"
+    return renamed(name, NAMES, "blk")
 
 
 def float32(values: Any, dtype: str) -> Any:
