@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
 from functools import cache
 
 import llvmlite
@@ -31,23 +31,24 @@ from ondevice.targets.detect import host_features
 
 SEARCH_STEPS = 6  # scales tried for each group of 4-bit codes
 
+KernelOf = Callable[[Scheme, int], tuple[Kernel, LoadedObject]]
+
 
 class Packers:
     """Packs blocks of rows; kernels are compiled once for each scheme and number of columns.
 
-    The bytes do not depend on the machine or the number of threads.
+    Any number of threads may use one at once. The bytes do not depend on the machine.
     """
 
-    def __init__(self, threads: int = 0) -> None:
-        self._threads = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._threads)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # to compile a kernel once
 
     def pack(self, values: Array, scheme: Scheme) -> bytes:
         """f32 [N, K] -> packed bytes; N is a multiple of 16, or the block ends its tensor."""
         if not scheme.group_size:
             return pack_floats(values, scheme)
         packed = np.empty(scheme.packed_shape(*values.shape), np.uint8)
-        self._run(_packer(scheme, values.shape[1]), (values, packed))
+        self._run(_packer, scheme, (values, packed))
         return packed.tobytes()
 
     def squared_error(self, values: Array, packed: bytes, scheme: Scheme) -> tuple[float, float]:
@@ -56,28 +57,18 @@ class Packers:
         if scheme.group_size:
             data = np.frombuffer(packed, np.uint8).reshape(scheme.packed_shape(rows, columns))
             squares = np.empty((len(data), 2, ROW_BLOCK), np.float32)
-            self._run(_measure(scheme, columns), (values, data, squares))
+            self._run(_measure, scheme, (values, data, squares))
         else:  # floats lose only what their dtype cannot hold
             squares = np.empty((rows, 2, 16), np.float32)
-            self._run(_measure(scheme, columns), (values, squares))
+            self._run(_measure, scheme, (values, squares))
         error, power = squares.sum(axis=(0, 2), dtype=np.float64).tolist()
         return error, power
 
-    def close(self) -> None:
-        self._pool.shutdown()
-
-    def _run(self, compiled: tuple[Kernel, LoadedObject], arrays: tuple[Array, ...]) -> None:
-        """All tasks of a kernel, one for each entry of the second array's first axis."""
-        kernel, loaded = compiled
-        function = loaded.function(kernel.name)
-        tasks = len(arrays[1])
-        step = -(-tasks // self._threads)
-        parts = [range(i, min(i + step, tasks)) for i in range(0, tasks, step)]
-
-        def run(part: range) -> None:
-            call_kernel(function, kernel, arrays, tasks=part)
-
-        list(self._pool.map(run, parts))
+    def _run(self, kernel_of: KernelOf, scheme: Scheme, arrays: tuple[Array, ...]) -> None:
+        with self._lock:
+            kernel, loaded = kernel_of(scheme, arrays[0].shape[1])
+            function = loaded.function(kernel.name)
+        call_kernel(function, kernel, arrays)
 
 
 @cache

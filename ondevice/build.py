@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,12 @@ def build(
             ):
                 report.resume(file.notes, file.note)
                 sources = _sources(tensors, config, compiled.program.kv)
-                for piece in stream(weights.entries, sources, Packers(), report, file.offset):
-                    file.write(piece)
-                    advance(len(piece))
+                with closing(
+                    stream(weights.entries, sources, Packers(), report, file.offset)
+                ) as pieces:
+                    for piece in pieces:
+                        file.write(piece)
+                        advance(len(piece))
             if dump:
                 dump.file("quant.tsv", report.tsv())
             parts = Parts(writer.partial, names, words, compiled.program.abi_hash, writer.identity)

@@ -217,19 +217,19 @@ class WeightsFile:
         self.data_bytes = data_bytes
         self.identity = "0" * 16
         self._abi_hash = abi_hash
-        self._buffer = bytearray(pack_weights_header(abi_hash, data_bytes))
-        file_bytes = len(self._buffer) + data_bytes
+        header = pack_weights_header(abi_hash, data_bytes)
+        file_bytes = len(header) + data_bytes
         with _advice(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self._log = ResumeLog(path.with_name(WEIGHTS_LOG), inputs)
-            begin = bytes(self._buffer)
-            chunks = whole_chunks(self._file, self._log.chunks, CHUNK_BYTES, file_bytes, begin)
+            chunks = whole_chunks(self._file, self._log.chunks, CHUNK_BYTES, file_bytes, header)
             written = min(chunks * CHUNK_BYTES, file_bytes)
             os.ftruncate(self._file, written)
             os.lseek(self._file, written, os.SEEK_SET)
             self._log.start(chunks)
-        if written:
-            self._buffer.clear()
+        self._chunk = bytearray(CHUNK_BYTES)
+        self._filled = 0 if written else len(header)
+        self._chunk[: self._filled] = header[: self._filled]
         self._taken = max(0, written - WEIGHTS_DATA_START)
 
     def check_space(self) -> None:
@@ -269,15 +269,20 @@ class WeightsFile:
                     f"{self._taken} bytes of weights do not fit the {self.data_bytes} announced"
                 )
             flat = view.cast("B")
-            for start in range(0, flat.nbytes, CHUNK_BYTES):
-                self._buffer += flat[start : start + CHUNK_BYTES]
-                self._drain(CHUNK_BYTES)
+            while flat:
+                part = flat[: CHUNK_BYTES - self._filled]
+                self._chunk[self._filled : self._filled + len(part)] = part
+                self._filled += len(part)
+                flat = flat[len(part) :]
+                if self._filled == CHUNK_BYTES:
+                    self._drain()
 
     def complete(self) -> None:
         """Write what is left and check the length."""
         if self._taken != self.data_bytes:
             raise BundleError(f"{self._taken} bytes of weights written, not {self.data_bytes}")
-        self._drain(1)
+        if self._filled:
+            self._drain()
         with _advice(self.path):
             self._identify()
             os.fsync(self._file)
@@ -298,17 +303,15 @@ class WeightsFile:
         first = os.pread(self._file, CHUNK_BYTES, 0)
         self.chunk_sha256[0] = hashlib.sha256(first).hexdigest()
 
-    def _drain(self, least: int) -> None:
-        """Write out whole chunks while at least `least` bytes wait."""
-        while len(self._buffer) >= least:
-            chunk = bytes(self._buffer[:CHUNK_BYTES])
-            del self._buffer[:CHUNK_BYTES]
-            with _advice(self.path):
-                _write_all(self._file, chunk)
-                self._log.add_chunk(hashlib.sha256(chunk).hexdigest())
-                if len(self.chunk_sha256) % SYNC_CHUNKS == 0:
-                    os.fsync(self._file)
-                    self._log.sync()
+    def _drain(self) -> None:
+        """Write out the chunk as far as it is filled."""
+        with _advice(self.path), memoryview(self._chunk)[: self._filled] as chunk:
+            _write_all(self._file, chunk)
+            self._log.add_chunk(hashlib.sha256(chunk).hexdigest())
+            if len(self.chunk_sha256) % SYNC_CHUNKS == 0:
+                os.fsync(self._file)
+                self._log.sync()
+        self._filled = 0
 
 
 def partial_of(out: Path) -> Path:
@@ -334,7 +337,7 @@ def _advice(place: Path) -> Iterator[None]:
         raise BundleError(f"cannot write {place}: {advice}") from error
 
 
-def _write_all(file: int, data: bytes) -> None:
+def _write_all(file: int, data: bytes | memoryview) -> None:
     """Write all of `data`: the system may take less than it is given."""
     view = memoryview(data)
     while view:

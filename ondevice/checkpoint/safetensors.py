@@ -25,6 +25,7 @@ from ondevice.errors import CheckpointError
 
 F32Array = npt.NDArray[np.float32]
 
+WIDENED = 1 << 18  # elements at once: they stay in the cache between being read and being widened
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 # Integer tensors only occur as buffers that a WeightMap ignores; reading rows of them is an error.
@@ -87,9 +88,12 @@ class TensorInfo:
         if self.dtype == f32:
             self._read_array(out, begin * row_bytes)
         elif self.dtype in (f16, bf16):
-            halves = np.empty(shape, np.uint16)
-            self._read_array(halves, begin * row_bytes)
-            widen(halves, self.dtype, out)
+            flat = out.reshape(-1)
+            halves = np.empty(min(flat.size, WIDENED), np.uint16)
+            for first in range(0, flat.size, WIDENED):
+                part = halves[: flat.size - first]
+                self._read_array(part, begin * row_bytes + first * part.itemsize)
+                widen(part, self.dtype, flat[first : first + part.size])
         else:
             raise CheckpointError(
                 f"{self.file}: {self.name!r} is {self.dtype}; weights must be f32, f16 or bf16"

@@ -40,8 +40,8 @@ class Scaled:
     def shape(self) -> tuple[int, ...]:
         return self.tensor.shape
 
-    def read_rows(self, begin: int, end: int) -> Array:
-        rows = self.tensor.read_rows(begin, end)
+    def read_rows(self, begin: int, end: int, out: Array | None = None) -> Array:
+        rows = self.tensor.read_rows(begin, end, out)
         rows *= self.factors()[begin:end].reshape(-1, *[1] * (rows.ndim - 1))
         return rows
 

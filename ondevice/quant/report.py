@@ -56,12 +56,13 @@ class QuantReport:
         self._known = {name: (error, power) for name, error, power in map(json.loads, notes)}
         self._note = note
 
-    def recall(self, entry: WeightEntry) -> bool:
-        """Add a tensor as an earlier build noted it; False where it noted nothing."""
-        if entry.name not in self._known:
-            return False
+    def knows(self, entry: WeightEntry) -> bool:
+        """Whether an earlier build noted the tensor."""
+        return entry.name in self._known
+
+    def recall(self, entry: WeightEntry) -> None:
+        """Add a tensor as an earlier build noted it."""
         self._append(entry, *self._known[entry.name])
-        return True
 
     def add(self, entry: WeightEntry, squared_error: float, power: float) -> None:
         """Add a tensor that was streamed."""

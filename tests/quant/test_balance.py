@@ -23,7 +23,7 @@ class Rows:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
-    def read_rows(self, begin: int, end: int) -> Array:
+    def read_rows(self, begin: int, end: int, out: Array | None = None) -> Array:
         return self.values[begin:end].copy()
 
 

@@ -28,7 +28,7 @@ class Rows:
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
-    def read_rows(self, begin: int, end: int) -> Array:
+    def read_rows(self, begin: int, end: int, out: Array | None = None) -> Array:
         return self.values[begin:end]
 
 
@@ -64,6 +64,45 @@ def test_blocks_of_a_tensor_add_up() -> None:
     lost = unpack(data, SCHEMES["int8_g256"], *values.shape) - values
     expected = np.sqrt(np.square(lost, dtype=np.float64).sum() / np.square(values).sum())
     assert report.tensors[0].error == pytest.approx(expected, rel=1e-4)
+
+
+def test_threads_and_where_the_caller_begins_do_not_matter() -> None:
+    """More blocks than are read ahead, of tensors that are packed and that are not."""
+    tensors = {
+        "embed.weight": normal(5 * BLOCK_BYTES // (4 * 64) + 40, 64),
+        "layers.0.norm.weight": normal(64),
+        "layers.0.mlp.up.weight": normal(3 * BLOCK_BYTES // (4 * 64) + 8, 64),
+    }
+    entries = plan({name: t.shape for name, t in tensors.items()}, QuantRecipe("int4_g32")).entries
+    rows = {name: Rows(values) for name, values in tensors.items()}
+    report = QuantReport()
+    whole = b"".join(stream(entries, rows, Packers(), report, threads=1))
+    for entry in entries:
+        part = whole[entry.offset : entry.offset + entry.size_bytes]
+        if entry.scheme:
+            alone = Packers().pack(tensors[entry.name], SCHEMES[entry.scheme])
+        else:
+            alone = tensors[entry.name].tobytes()
+        assert part == alone
+    for threads, begin in ((3, 0), (2, entries[0].size_bytes - 5), (1, entries[2].offset + 7)):
+        again = QuantReport()
+        data = b"".join(stream(entries, rows, Packers(), again, begin, threads))
+        assert data == whole[begin:]
+        assert again.tsv() == report.tsv()
+
+
+def test_an_error_of_a_tensor_ends_the_stream() -> None:
+    class Broken(Rows):
+        def read_rows(self, begin: int, end: int, out: Array | None = None) -> Array:
+            raise OndeviceError("the file ended")
+
+    shapes = {"a": (16, 64), "b": (16, 64)}
+    entries = plan(shapes, QuantRecipe("int4_g32")).entries
+    rows = {"a": Rows(normal(16, 64)), "b": Broken(normal(16, 64))}
+    pieces = stream(entries, rows, Packers(), QuantReport())
+    assert len(next(pieces)) == entries[0].size_bytes
+    with pytest.raises(OndeviceError, match="the file ended"):
+        b"".join(pieces)
 
 
 @pytest.fixture(scope="module")
