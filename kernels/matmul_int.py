@@ -39,21 +39,20 @@ from ondevice.lang import (
 
 
 @inline
+def groups_of(x: u8[T, G, LINES, BYTES]):
+    """How many groups of 64 a row of activations has"""
+    return G
+
+
+@inline
+def last_block(w: u8[NB, ROW]):
+    """The number of the last block of 16 rows of weights"""
+    return NB - 1
+
+
+@inline
 def add_half(
-    sums,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    section,
-    q,
-    part,
-    half,
-    *,
-    minima: bool,
-    tile: int,
-    tokens: int,
-    blocks: int,
+    sums, x, w, t, b, section, q, part, half, *, minima: bool, tile: int, tokens: int, blocks: int
 ):
     """sums += scales * codes . activations - minima * sum(activations), of half a group of 4 bits
 
@@ -65,7 +64,7 @@ def add_half(
     for j in unroll(4):
         codes = registers(vec(cast(u8, 0), 64), blocks)
         for r in unroll(blocks):
-            codes[r] = load(w, min(b + r, NB - 1), at + j * 64, lanes=64)
+            codes[r] = load(w, min(b + r, last_block(w)), at + j * 64, lanes=64)
         for m in unroll(tokens):
             first = quad(x, t, g, part * tokens + m, half * 32 + j * 4)
             second = quad(x, t, g, part * tokens + m, half * 32 + j * 4 + 16)
@@ -73,7 +72,7 @@ def add_half(
                 dots[m, r] = dot4_u7(dots[m, r], codes[r] & 15, first)
                 dots[m, r] = dot4_u7(dots[m, r], codes[r] >> 4, second)
     for r in unroll(blocks):
-        block = min(b + r, NB - 1)
+        block = min(b + r, last_block(w))
         scale = cast(f32, half_scale(w, block, section, q, half, minima=minima))
         minimum = cast(f32, half_minimum(w, block, section, q, half, minima=minima))
         for m in unroll(tokens):
@@ -83,20 +82,7 @@ def add_half(
 
 
 @inline
-def add_bytes(
-    sums,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    section,
-    q,
-    part,
-    *,
-    tile: int,
-    tokens: int,
-    blocks: int,
-):
+def add_bytes(sums, x, w, t, b, section, q, part, *, tile: int, tokens: int, blocks: int):
     """sums += (codes - 128) . activations of a group of 8 bits, exact in float32"""
     g = section * 4 + q
     at = codes_at(section, q, bits=8, minima=False)
@@ -108,7 +94,7 @@ def add_bytes(
     for j in unroll(16):
         codes = registers(vec(cast(u8, 0), 64), blocks)
         for r in unroll(blocks):
-            codes[r] = load(w, min(b + r, NB - 1), at + j * 64, lanes=64)
+            codes[r] = load(w, min(b + r, last_block(w)), at + j * 64, lanes=64)
         for m in unroll(tokens):
             four = quad(x, t, g, part * tokens + m, j * 4)
             for r in unroll(blocks):
@@ -120,21 +106,9 @@ def add_bytes(
 
 @inline
 def add_group(
-    acc,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    section,
-    q,
-    part,
-    *,
-    bits: int,
-    minima: bool,
-    tile: int,
-    tokens: int,
-    blocks: int,
-):
+    acc, x, w, t, b, section, q, part, *,
+    bits: int, minima: bool, tile: int, tokens: int, blocks: int,
+):  # fmt: skip
     """acc += units * sums of a group of `tokens` rows and `blocks` blocks of weights"""
     sums = registers(vec(0.0, 16), tokens, blocks)
     if bits == 8:
@@ -146,7 +120,7 @@ def add_group(
                 minima=minima, tile=tile, tokens=tokens, blocks=blocks,
             )  # fmt: skip
     for r in unroll(blocks):
-        units = row_units(w, min(b + r, NB - 1), section, bits=bits, minima=minima)
+        units = row_units(w, min(b + r, last_block(w)), section, bits=bits, minima=minima)
         for m in unroll(tokens):
             unit = group_unit(x, t, section * 4 + q, part * tokens + m, tile=tile)
             acc[m, r] = fma(sums[m, r], units * vec(unit, 16), acc[m, r])
@@ -216,20 +190,7 @@ def store_plane(plane, w: u8[NB, ROW], b, section, q, *, bits: int, minima: bool
 
 @inline
 def add_plane(
-    acc,
-    plane,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    section,
-    q,
-    part,
-    *,
-    bits: int,
-    minima: bool,
-    signed: bool,
-    tokens: int,
+    acc, plane, x, w, t, b, section, q, part, *, bits: int, minima: bool, signed: bool, tokens: int
 ):
     """acc += units * plane . activations of a group of `tokens` rows"""
     g = section * 4 + q
@@ -252,31 +213,19 @@ def add_plane(
 
 
 @inline
-def add_tile(
-    acc,
-    products,
-    plane,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    section,
-    *,
-    bits: int,
-    minima: bool,
-):
+def add_tile(acc, products, plane, x, w, t, b, section, *, bits: int, minima: bool):
     """acc += units * plane . activations of a section and 16 rows, the product by a matrix unit
 
     Between that unit and the vector unit goes memory, and who reads at once what the other wrote
     waits for it: so each takes all groups of the section in turn.
     """
     for q in unroll(4):
-        if section * 4 + q < G:
+        if section * 4 + q < groups_of(x):
             place = section % 4 * 4 + q
             dot_tile(products, q, x, t, section * 4 + q, 0, 0, plane, place, 0, 0)
     units = row_units(w, b, section, bits=bits, minima=minima)
     for q in unroll(4):
-        if section * 4 + q < G:
+        if section * 4 + q < groups_of(x):
             for m in unroll(16):
                 unit = group_unit(x, t, section * 4 + q, m, tile=16)
                 dots = cast(f32, load(products, q, m, 0, lanes=16))
@@ -305,24 +254,9 @@ def fetch_next(w: u8[NB, ROW], b, first, last, i, *, bits: int, minima: bool):
 
 @inline
 def add_sections(
-    sums,
-    products,
-    plane,
-    x: u8[T, G, LINES, BYTES],
-    w: u8[NB, ROW],
-    t,
-    b,
-    i,
-    part,
-    first,
-    last,
-    *,
-    bits: int,
-    minima: bool,
-    signed: bool,
-    matrix: bool,
-    tokens: int,
-):
+    sums, products, plane, x, w, t, b, i, part, first, last, *,
+    bits: int, minima: bool, signed: bool, matrix: bool, tokens: int,
+):  # fmt: skip
     """sums[i] of `tokens` rows += units * plane . activations of sections `first` to `last`"""
     acc = registers(vec(0.0, 16), tokens)
     if first > 0:
@@ -332,7 +266,7 @@ def add_sections(
         if matrix:
             add_tile(acc, products, plane, x, w, t, b, section, bits=bits, minima=minima)
         else:
-            for q in range(min(4, G - section * 4)):
+            for q in range(min(4, groups_of(x) - section * 4)):
                 add_plane(
                     acc, plane, x, w, t, b, section, q, part,
                     bits=bits, minima=minima, signed=signed, tokens=tokens,
