@@ -17,28 +17,12 @@ from collections.abc import Iterable
 from ondevice.codegen.operators import LOWERINGS, mask_of
 from ondevice.codegen.tile import Tiles
 from ondevice.codegen.writer import Writer, constant_text, llvm_type
-from ondevice.lang.kernel_ir import (
-    INDEX,
-    Assign,
-    Buffer,
-    Const,
-    DotTile,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Load,
-    Op,
-    Prefetch,
-    Stmt,
-    Store,
-    Type,
-    Var,
-    walk_statements,
-)
+from ondevice.lang import kernel_ir as ir
 
 
-def print_function(kernel: Kernel, symbol: str, features: frozenset[str], section: str = "") -> str:
+def print_function(
+    kernel: ir.Kernel, symbol: str, features: frozenset[str], section: str = ""
+) -> str:
     """The definition of `kernel` as `symbol` for a CPU with these LLVM features.
 
     In a section of its own a linker can find it to be the same as another and keep one.
@@ -64,7 +48,7 @@ def function_attributes(features: frozenset[str]) -> str:
 class FunctionPrinter:
     """One function; `names` maps the kernel's variables to their current SSA values."""
 
-    def __init__(self, kernel: Kernel, features: frozenset[str]) -> None:
+    def __init__(self, kernel: ir.Kernel, features: frozenset[str]) -> None:
         self.kernel = kernel
         self.features = features
         self.out = Writer(features)
@@ -129,34 +113,34 @@ class FunctionPrinter:
 
     # --- statements ------------------------------------------------------------------------------
 
-    def statements(self, body: tuple[Stmt, ...]) -> None:
+    def statements(self, body: tuple[ir.Stmt, ...]) -> None:
         for statement in body:
             match statement:
-                case Assign(name, value):
+                case ir.Assign(name, value):
                     self.names[name] = self.value(value)
-                case Store():
+                case ir.Store():
                     self.store(statement)
-                case Prefetch(buffer, indices):
+                case ir.Prefetch(buffer, indices):
                     place = self.address(self.buffers[buffer], indices)
                     # read, into all levels, of data
                     self.out.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 2, i32 1)")
-                case DotTile():
+                case ir.DotTile():
                     self.dot_tile(statement)
-                case For():
+                case ir.For():
                     self.loop(statement)
-                case If():
+                case ir.If():
                     self.branch(statement)
 
-    def changed(self, *bodies: tuple[Stmt, ...]) -> dict[str, str]:
+    def changed(self, *bodies: tuple[ir.Stmt, ...]) -> dict[str, str]:
         """Variables of the enclosing blocks that the bodies assign, with their LLVM types."""
         return {
             s.name: llvm_type(s.value.type)
             for body in bodies
-            for s in walk_statements(body)
-            if isinstance(s, Assign) and s.name in self.names
+            for s in ir.walk_statements(body)
+            if isinstance(s, ir.Assign) and s.name in self.names
         }
 
-    def loop(self, loop: For) -> None:
+    def loop(self, loop: ir.For) -> None:
         """A guarded bottom-tested loop: one phi per changed variable at its head and its exit."""
         out = self.out
         start, stop = self.value(loop.start), self.value(loop.stop)
@@ -196,7 +180,7 @@ class FunctionPrinter:
                 edges += f", [ {before[name]}, %{entry} ]"
             self.names[name] = out.fresh(f"phi {type} {edges}")
 
-    def branch(self, statement: If) -> None:
+    def branch(self, statement: ir.If) -> None:
         """Both sides meet in phis of the variables that either changes."""
         out = self.out
         condition = self.value(statement.condition)
@@ -221,19 +205,19 @@ class FunctionPrinter:
 
     # --- expressions and memory ------------------------------------------------------------------
 
-    def value(self, expr: Expr) -> str:
+    def value(self, expr: ir.Expr) -> str:
         """The operand (without its type) that holds `expr`."""
         match expr:
-            case Const():
+            case ir.Const():
                 return constant_text(expr)
-            case Var(_, name):
+            case ir.Var(_, name):
                 return self.names[name]
-            case Load():
+            case ir.Load():
                 return self.load(expr)
-            case Op(_, name, args):
+            case ir.Op(_, name, args):
                 return LOWERINGS[name](self.out, expr, [self.value(a) for a in args])
 
-    def address(self, buffer: Buffer, indices: tuple[Expr, ...]) -> str:
+    def address(self, buffer: ir.Buffer, indices: tuple[ir.Expr, ...]) -> str:
         """Pointer to an element, row-major (Horner's scheme over the dims)."""
         out, offset = self.out, self.value(indices[0])
         for dim, place in zip(buffer.dims[1:], indices[1:], strict=True):
@@ -243,14 +227,14 @@ class FunctionPrinter:
             step = self.value(place)
             if step != "0":
                 offset = step if offset == "0" else out.pure(f"add i64 {offset}, {step}")
-        element = llvm_type(Type(buffer.dtype))
+        element = llvm_type(ir.Type(buffer.dtype))
         return out.pure(f"getelementptr {element}, ptr {self.pointers[buffer.name]}, i64 {offset}")
 
-    def alignment(self, buffer: Buffer) -> int:
+    def alignment(self, buffer: ir.Buffer) -> int:
         """Weights lie at any multiple of 4 bytes, so no load may promise more."""
         return min(4, buffer.dtype.bytes)
 
-    def load(self, load: Load) -> str:
+    def load(self, load: ir.Load) -> str:
         buffer, type = self.buffers[load.buffer], llvm_type(load.type)
         if "neon" in self.features and is_word_of_four(load, buffer):
             return self.load_lane(load, buffer)
@@ -260,18 +244,18 @@ class FunctionPrinter:
         count = self.clamped(load.count, load.type.lanes)
         return mask_of(self.out, load.type).load(self.out, load.type, pointer, align, count)
 
-    def load_lane(self, load: Load, buffer: Buffer) -> str:
+    def load_lane(self, load: ir.Load, buffer: ir.Buffer) -> str:
         """A word out of the 16 bytes around it: Arm multiplies by a lane, but loads a splat only
         from an address by itself."""
         *row, place = load.indices
-        assert isinstance(place, Const)
+        assert isinstance(place, ir.Const)
         lane, first = int(place.value) % 16 // 4, int(place.value) // 16 * 16
-        pointer = self.address(buffer, (*row, Const(INDEX, first)))
-        wide = llvm_type(Type(load.type.dtype, 4))
+        pointer = self.address(buffer, (*row, ir.Const(ir.INDEX, first)))
+        wide = llvm_type(ir.Type(load.type.dtype, 4))
         four = self.out.fresh(f"load {wide}, ptr {pointer}, align {self.alignment(buffer)}")
         return self.out.pure(f"extractelement {wide} {four}, i64 {lane}")
 
-    def store(self, store: Store) -> None:
+    def store(self, store: ir.Store) -> None:
         buffer, type = self.buffers[store.buffer], store.value.type
         value = self.value(store.value)
         pointer, align = self.address(buffer, store.indices), self.alignment(buffer)
@@ -281,35 +265,39 @@ class FunctionPrinter:
         count = self.clamped(store.count, type.lanes)
         mask_of(self.out, type).store(self.out, type, value, pointer, align, count)
 
-    def dot_tile(self, tile: DotTile) -> None:
+    def dot_tile(self, tile: ir.DotTile) -> None:
         rows = self.address(self.buffers[tile.rows], tile.rows_at)
         columns = self.address(self.buffers[tile.columns], tile.columns_at)
-        zero = Const(INDEX, 0)
+        zero = ir.Const(ir.INDEX, 0)
         result = self.address(self.buffers[tile.out], (*tile.out_at, zero, zero))
         self.tiles.dot(result, rows, columns)
 
-    def clamped(self, count: Expr, lanes: int) -> str:
+    def clamped(self, count: ir.Expr, lanes: int) -> str:
         """`count` limited to 0..lanes, as i32."""
-        limit = Op(INDEX, "min", (Op(INDEX, "max", (count, Const(INDEX, 0))), Const(INDEX, lanes)))
+        limit = ir.Op(
+            ir.INDEX,
+            "min",
+            (ir.Op(ir.INDEX, "max", (count, ir.Const(ir.INDEX, 0))), ir.Const(ir.INDEX, lanes)),
+        )
         return self.out.pure(f"trunc i64 {self.value(limit)} to i32")
 
 
-def is_word_of_four(load: Load, buffer: Buffer) -> bool:
+def is_word_of_four(load: ir.Load, buffer: ir.Buffer) -> bool:
     """Whether bytes are read as one 32-bit word that lies in 16 bytes, 16-aligned in their row."""
     place, size = load.indices[-1], buffer.dims[-1]
     return (
         load.count is None
         and (load.type.lanes, load.type.dtype.bits, buffer.dtype.bits) == (1, 32, 8)
-        and isinstance(place, Const)
+        and isinstance(place, ir.Const)
         and isinstance(size, int)
         and place.value % 4 == 0
         and place.value // 16 * 16 + 16 <= size
     )
 
 
-def is_certain(loop: For) -> bool:
+def is_certain(loop: ir.For) -> bool:
     """Whether the loop is known to run at least once."""
     match loop.start, loop.stop:
-        case Const(_, start), Const(_, stop):
+        case ir.Const(_, start), ir.Const(_, stop):
             return start < stop
     return False

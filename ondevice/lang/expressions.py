@@ -18,22 +18,10 @@ from typing import Any
 from ondevice.dtypes import DTYPES, DType
 from ondevice.errors import KernelError, nearest
 from ondevice.lang import check
+from ondevice.lang import kernel_ir as ir
 from ondevice.lang.check import Mismatch, Operand, adapt, is_number, static_int, unify
 from ondevice.lang.dsl import InlineFunction
 from ondevice.lang.intrinsics import INTRINSICS, Intrinsic, dtype_of, lane_count, operand
-from ondevice.lang.kernel_ir import (
-    Assign,
-    Buffer,
-    Const,
-    Expr,
-    If,
-    Load,
-    Op,
-    Stmt,
-    Type,
-    Var,
-    can_trap,
-)
 from ondevice.lang.memory import build_dot_tile, build_load, build_prefetch, build_store
 from ondevice.lang.parse import Source
 
@@ -42,7 +30,7 @@ from ondevice.lang.parse import Source
 class RegisterArray:
     """`registers(init, *dims)`: one variable per place."""
 
-    type: Type
+    type: ir.Type
     names: dict[tuple[int, ...], str]
 
 
@@ -51,7 +39,7 @@ class BoundStep:
     """A step of a Chain and the kernel buffers of its buffer parameters."""
 
     function: InlineFunction
-    buffers: dict[str, Buffer]
+    buffers: dict[str, ir.Buffer]
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ class BoundHole:
     steps: tuple[BoundStep, ...]
 
 
-Value = Operand | Buffer | RegisterArray | DType | Intrinsic | InlineFunction | BoundHole | None
+Value = Operand | ir.Buffer | RegisterArray | DType | Intrinsic | InlineFunction | BoundHole | None
 
 
 @dataclass
@@ -95,8 +83,8 @@ class Expressions:
 
     def __init__(self) -> None:
         self.frame: Frame
-        self.block: list[Stmt] = []
-        self.scratch: list[Buffer] = []
+        self.block: list[ir.Stmt] = []
+        self.scratch: list[ir.Buffer] = []
         self.used: dict[str, int] = {}
         self.fixed: set[str] = set()  # loop and task variables, scalars: never assigned
         self.pending_loads = 0  # loads that the current statement has evaluated, but not yet run
@@ -121,10 +109,10 @@ class Expressions:
         self.used[name] = 0
         return name
 
-    def declare(self, name: str, value: Expr) -> Var:
+    def declare(self, name: str, value: ir.Expr) -> ir.Var:
         """A new variable that starts as `value`."""
-        var = Var(value.type, self.fresh(name))
-        self.block.append(Assign(var.name, value))
+        var = ir.Var(value.type, self.fresh(name))
+        self.block.append(ir.Assign(var.name, value))
         return var
 
     # --- evaluation ------------------------------------------------------------------------------
@@ -165,7 +153,7 @@ class Expressions:
         value = self.evaluate(node)
         if isinstance(value, (bool, int, float)):
             return value
-        if not isinstance(value, Expr):
+        if not isinstance(value, ir.Expr):
             raise self.error(node, "a value is wanted here")
         return value
 
@@ -205,9 +193,9 @@ class Expressions:
 
     # --- memory ----------------------------------------------------------------------------------
 
-    def buffer(self, node: ast.expr) -> Buffer:
+    def buffer(self, node: ast.expr) -> ir.Buffer:
         value = self.evaluate(node)
-        if not isinstance(value, Buffer):
+        if not isinstance(value, ir.Buffer):
             raise self.error(node, "a buffer is wanted here")
         return value
 
@@ -219,7 +207,7 @@ class Expressions:
                 )
         return {str(k.arg): self.evaluate(k.value) for k in node.keywords}
 
-    def load(self, node: ast.Call) -> Load:
+    def load(self, node: ast.Call) -> ir.Load:
         """`load(buffer, *indices, lanes=16, count=None, as_=None)`."""
         if not node.args:
             raise Mismatch("load needs a buffer")
@@ -258,13 +246,13 @@ class Expressions:
         self.block.append(build_dot_tile(out, rows, columns))
         self.stores += 1
 
-    def tile_places(self, values: list[Value]) -> list[tuple[Buffer, list[Operand]]]:
+    def tile_places(self, values: list[Value]) -> list[tuple[ir.Buffer, list[Operand]]]:
         """Three buffers, each with the indices that follow it."""
-        places: list[tuple[Buffer, list[Operand]]] = []
+        places: list[tuple[ir.Buffer, list[Operand]]] = []
         for value in values:
-            if isinstance(value, Buffer):
+            if isinstance(value, ir.Buffer):
                 places.append((value, []))
-            elif places and isinstance(value, (bool, int, float, Expr)):
+            elif places and isinstance(value, (bool, int, float, ir.Expr)):
                 places[-1][1].append(value)
             else:
                 raise Mismatch("dot_tile takes buffers and indices")
@@ -272,36 +260,36 @@ class Expressions:
             raise Mismatch("dot_tile takes places of its result, of rows and of columns")
         return places
 
-    def subscript(self, node: ast.Subscript) -> tuple[Buffer | RegisterArray, list[Operand]]:
+    def subscript(self, node: ast.Subscript) -> tuple[ir.Buffer | RegisterArray, list[Operand]]:
         target = self.evaluate(node.value)
-        if not isinstance(target, (Buffer, RegisterArray)):
+        if not isinstance(target, (ir.Buffer, RegisterArray)):
             raise self.error(node, "only buffers and registers can be indexed")
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return target, [self.operand(p) for p in parts]
 
-    def read_subscript(self, node: ast.Subscript) -> Expr:
+    def read_subscript(self, node: ast.Subscript) -> ir.Expr:
         return self.read_place(*self.subscript(node))
 
-    def read_place(self, target: Buffer | RegisterArray, indices: list[Operand]) -> Expr:
+    def read_place(self, target: ir.Buffer | RegisterArray, indices: list[Operand]) -> ir.Expr:
         if isinstance(target, RegisterArray):
-            return Var(target.type, register_name(target, indices))
+            return ir.Var(target.type, register_name(target, indices))
         self.pending_loads += 1
         return build_load(target, indices, 1)
 
     def write_place(
-        self, target: Buffer | RegisterArray, indices: list[Operand], value: Operand
+        self, target: ir.Buffer | RegisterArray, indices: list[Operand], value: Operand
     ) -> None:
         if isinstance(target, RegisterArray):
             name = register_name(target, indices)
-            self.block.append(Assign(name, adapt(value, target.type)))
+            self.block.append(ir.Assign(name, adapt(value, target.type)))
             return
-        expr = adapt(value, Type(target.dtype))
+        expr = adapt(value, ir.Type(target.dtype))
         self.block.append(build_store(target, indices, expr))
         self.stores += 1
 
     # --- conditional parts -----------------------------------------------------------------------
 
-    def capture(self, node: ast.expr) -> tuple[list[Stmt], Operand]:
+    def capture(self, node: ast.expr) -> tuple[list[ir.Stmt], Operand]:
         """Evaluate `node` aside: what it emits, and its value."""
         outer, self.block = self.block, []
         value = self.operand(node)
@@ -318,18 +306,21 @@ class Expressions:
         first, a = self.capture(node.body)
         second, b = self.capture(node.orelse)
         x, y = unify("if ... else", (a, b))
-        if not (first or second or can_trap(x) or can_trap(y)):
-            return Op(x.type, "select", (condition, x, y))
+        if not (first or second or ir.can_trap(x) or ir.can_trap(y)):
+            return ir.Op(x.type, "select", (condition, x, y))
         return self.branch(condition, (first, x), (second, y))
 
     def branch(
-        self, condition: Expr, then: tuple[list[Stmt], Expr], orelse: tuple[list[Stmt], Expr]
-    ) -> Var:
+        self,
+        condition: ir.Expr,
+        then: tuple[list[ir.Stmt], ir.Expr],
+        orelse: tuple[list[ir.Stmt], ir.Expr],
+    ) -> ir.Var:
         """A variable set in one of two branches."""
-        zero = Const(then[1].type, check.zero(then[1].type.dtype))
+        zero = ir.Const(then[1].type, check.zero(then[1].type.dtype))
         var = self.declare("choice", zero)
-        blocks = [(*block, Assign(var.name, value)) for block, value in (then, orelse)]
-        self.block.append(If(condition, blocks[0], blocks[1]))
+        blocks = [(*block, ir.Assign(var.name, value)) for block, value in (then, orelse)]
+        self.block.append(ir.If(condition, blocks[0], blocks[1]))
         return var
 
     def logical(self, name: str, nodes: list[ast.expr]) -> Operand:
@@ -345,10 +336,13 @@ class Expressions:
             condition = check.condition(left)
             emitted, right = self.capture(node)
             other = check.condition(right)
-            if not emitted and not can_trap(other):
+            if not emitted and not ir.can_trap(other):
                 left = check.logical(name, condition, other)
             else:
-                default: tuple[list[Stmt], Expr] = ([], Const(condition.type, name == "or"))
+                default: tuple[list[ir.Stmt], ir.Expr] = (
+                    [],
+                    ir.Const(condition.type, name == "or"),
+                )
                 sides = (
                     ((emitted, other), default) if name == "and" else (default, (emitted, other))
                 )
@@ -357,7 +351,7 @@ class Expressions:
 
     def settle(self, name: str, value: Value) -> Value:
         """Make a loaded or computed value a variable, so that it is evaluated once and now."""
-        if isinstance(value, (Op, Load)):
+        if isinstance(value, (ir.Op, ir.Load)):
             return self.declare(name, value)
         return value
 

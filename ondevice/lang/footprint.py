@@ -9,23 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ondevice.lang.kernel_ir import (
-    INDEX,
-    Assign,
-    Const,
-    DotTile,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Load,
-    Op,
-    Prefetch,
-    Stmt,
-    Store,
-    Var,
-    walk_statements,
-)
+from ondevice.lang import kernel_ir as ir
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class Footprint:
     writes: dict[str, frozenset[Region]]
 
 
-def footprint(kernel: Kernel) -> Footprint:
+def footprint(kernel: ir.Kernel) -> Footprint:
     """The footprint of one task, in the names of the kernel's task variables and scalars."""
     walk = _Walk(kernel)
     walk.run(kernel.body)
@@ -86,51 +70,51 @@ def footprint(kernel: Kernel) -> Footprint:
 class _Walk:
     """Statements in order, with what is known of each index variable."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: ir.Kernel) -> None:
         self.dims = {b.name: len(b.dims) for b in kernel.buffers}
         self.widths = {b.name: b.dtype.bytes for b in kernel.buffers}
         self.reads: dict[str, set[Region]] = {}
         self.writes: dict[str, set[Region]] = {}
         self.known = {name: _exactly(name) for name in (*kernel.tasks, *kernel.scalars)}
 
-    def run(self, body: tuple[Stmt, ...]) -> None:
+    def run(self, body: tuple[ir.Stmt, ...]) -> None:
         for statement in body:
             for expression in _expressions(statement):
                 self.read(expression)
             match statement:
-                case Assign(name, value):
+                case ir.Assign(name, value):
                     self.known[name] = self.bound(value)
-                case Store():
+                case ir.Store():
                     lanes = statement.value.type
                     self.note(self.writes, statement.buffer, statement.indices, lanes.bits // 8)
-                case DotTile():  # over the ends of dims
+                case ir.DotTile():  # over the ends of dims
                     for name in (statement.rows, statement.columns):
                         self.reads.setdefault(name, set()).add((ANY,) * self.dims.get(name, 0))
-                case For():
+                case ir.For():
                     self.loop(statement)
-                case If():
+                case ir.If():
                     self.branch(statement.then)
                     self.branch(statement.orelse)
                     self.forget((*statement.then, *statement.orelse))
 
-    def loop(self, statement: For) -> None:
+    def loop(self, statement: ir.For) -> None:
         bounds = self.between(statement)
         self.forget(statement.body)  # what an earlier round assigned
         self.known[statement.name] = bounds
         self.branch(statement.body)
         self.forget(statement.body)
 
-    def branch(self, body: tuple[Stmt, ...]) -> None:
+    def branch(self, body: tuple[ir.Stmt, ...]) -> None:
         before = dict(self.known)
         self.run(body)
         self.known = before
 
-    def forget(self, body: tuple[Stmt, ...]) -> None:
-        for statement in walk_statements(body):
-            if isinstance(statement, Assign) and statement.name in self.known:
+    def forget(self, body: tuple[ir.Stmt, ...]) -> None:
+        for statement in ir.walk_statements(body):
+            if isinstance(statement, ir.Assign) and statement.name in self.known:
                 self.known[statement.name] = ANY
 
-    def between(self, loop: For) -> Interval:
+    def between(self, loop: ir.For) -> Interval:
         start, stop = self.bound(loop.start), self.bound(loop.stop)
         high = None if stop.high is None else stop.high + Linear((), -1)
         if start.low is not None and start.low == start.high and stop.high is not None:
@@ -140,17 +124,17 @@ class _Walk:
                 high = start.low + Linear((), last)
         return Interval(start.low, high)
 
-    def read(self, expression: Expr | None) -> None:
-        if isinstance(expression, Load):
+    def read(self, expression: ir.Expr | None) -> None:
+        if isinstance(expression, ir.Load):
             self.note(self.reads, expression.buffer, expression.indices, expression.type.bits // 8)
             for part in (*expression.indices, expression.count):
                 self.read(part)
-        elif isinstance(expression, Op):
+        elif isinstance(expression, ir.Op):
             for part in expression.args:
                 self.read(part)
 
     def note(
-        self, into: dict[str, set[Region]], buffer: str, indices: tuple[Expr, ...], size: int
+        self, into: dict[str, set[Region]], buffer: str, indices: tuple[ir.Expr, ...], size: int
     ) -> None:
         """`size` bytes of a buffer from `indices` on."""
         if buffer not in self.dims:
@@ -161,17 +145,17 @@ class _Walk:
             region[-1] = Interval(region[-1].low, region[-1].high + Linear((), elements - 1))
         into.setdefault(buffer, set()).add(tuple(region))
 
-    def bound(self, expression: Expr) -> Interval:
+    def bound(self, expression: ir.Expr) -> Interval:
         """The interval of an index expression."""
-        if expression.type != INDEX:
+        if expression.type != ir.INDEX:
             return ANY
         match expression:
-            case Const(_, value):
+            case ir.Const(_, value):
                 exact = Linear((), int(value))
                 return Interval(exact, exact)
-            case Var(_, name):
+            case ir.Var(_, name):
                 return self.known.get(name, ANY)
-            case Op(_, name, (a, b)):
+            case ir.Op(_, name, (a, b)):
                 return _combine(name, self.bound(a), self.bound(b))
         return ANY
 
@@ -181,19 +165,19 @@ def _exactly(name: str) -> Interval:
     return Interval(value, value)
 
 
-def _expressions(statement: Stmt) -> Iterator[Expr | None]:
+def _expressions(statement: ir.Stmt) -> Iterator[ir.Expr | None]:
     match statement:
-        case Assign():
+        case ir.Assign():
             yield statement.value
-        case Store():
+        case ir.Store():
             yield from (*statement.indices, statement.value, statement.count)
-        case For():
+        case ir.For():
             yield from (statement.start, statement.stop)
-        case If():
+        case ir.If():
             yield statement.condition
-        case Prefetch():
+        case ir.Prefetch():
             yield from statement.indices
-        case DotTile():
+        case ir.DotTile():
             yield from (*statement.out_at, *statement.rows_at, *statement.columns_at)
 
 

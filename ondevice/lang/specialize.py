@@ -13,24 +13,12 @@ from collections.abc import Mapping
 from ondevice.dtypes import DTYPES, DType, f32
 from ondevice.errors import KernelError, nearest
 from ondevice.lang import check
+from ondevice.lang import kernel_ir as ir
 from ondevice.lang.check import Mismatch, adapt, static_int, typed
 from ondevice.lang.dsl import Chain, KernelFunction, hole_buffers
 from ondevice.lang.expressions import BoundHole, BoundStep, Frame, RegisterArray, Value, symbol_of
 from ondevice.lang.inlining import Inlining, dim_expr
 from ondevice.lang.intrinsics import Intrinsic, dtype_of, operand
-from ondevice.lang.kernel_ir import (
-    INDEX,
-    Assign,
-    Buffer,
-    Const,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Stmt,
-    Type,
-    Var,
-)
 from ondevice.lang.parse import Parameter
 
 Constant = int | float | bool | DType | Chain
@@ -42,7 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def specialize(
     function: KernelFunction, dims: Mapping[str, int | str], constants: Mapping[str, Constant]
-) -> Kernel:
+) -> ir.Kernel:
     """The Kernel of `function` for these sizes and compile-time constants.
 
     A dim is bound to a number, to the name of another dim of the kernel, or, where `dims` does not
@@ -66,9 +54,9 @@ class Specializer(Inlining):
         self.frame = Frame(self.source)
         self.constants = self.check_constants(function, constants)
         self.tasks: tuple[str, ...] = ()
-        self.extents: tuple[Expr, ...] = ()
+        self.extents: tuple[ir.Expr, ...] = ()
         self.scalars: list[str] = []
-        self.buffers: list[Buffer] = []
+        self.buffers: list[ir.Buffer] = []
         self.bind_parameters(dims)
 
     # --- the signature ---------------------------------------------------------------------------
@@ -105,7 +93,7 @@ class Specializer(Inlining):
             self.fresh(p.name)
         for p in self.source.buffers:
             self.add_buffer(p.name, p, given, self.constants)
-        steps: dict[str, list[dict[str, Buffer]]] = {
+        steps: dict[str, list[dict[str, ir.Buffer]]] = {
             hole: [{} for _ in chain.steps] for hole, chain in chains.items()
         }
         for i, hole, name, p in extra:
@@ -121,7 +109,7 @@ class Specializer(Inlining):
         for p in self.source.positional:
             if p.kind == "index":
                 self.scalars.append(p.name)
-                scope[p.name] = Var(INDEX, p.name)
+                scope[p.name] = ir.Var(ir.INDEX, p.name)
         for name, value in self.constants.items():
             scope[name] = value if not isinstance(value, Chain) else BoundHole(
                 tuple(map(BoundStep, value.steps, steps[name]))
@@ -134,12 +122,12 @@ class Specializer(Inlining):
         parameter: Parameter,
         given: Mapping[str, int | str],
         constants: Mapping[str, object],
-    ) -> Buffer:
+    ) -> ir.Buffer:
         dtype = constants.get(parameter.dtype, DTYPES.get(parameter.dtype))
         if not isinstance(dtype, DType):
             raise KernelError(f"{self.name}: {name} has unknown dtype {parameter.dtype!r}")
         dims = tuple(self.resolve(d, given, constants) for d in parameter.dims)
-        buffer = Buffer(name, DTYPES[dtype.name], dims)
+        buffer = ir.Buffer(name, DTYPES[dtype.name], dims)
         for dim in dims:
             if isinstance(dim, str) and dim not in self.scalars:
                 self.scalars.append(self.fresh(dim))
@@ -166,7 +154,7 @@ class Specializer(Inlining):
 
     # --- statements ------------------------------------------------------------------------------
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> ir.Kernel:
         """Expand the body: declarations, then the one parallel loop."""
         body = self.source.body
         if not body or not is_loop(body[-1], "parallel"):
@@ -179,7 +167,7 @@ class Specializer(Inlining):
         loop = body[-1]
         assert isinstance(loop, ast.For)
         self.run_parallel(loop)
-        return Kernel(
+        return ir.Kernel(
             self.name, tuple(self.buffers), tuple(self.scratch), tuple(self.scalars),
             self.tasks, self.extents, tuple(self.block),
         )  # fmt: skip
@@ -191,7 +179,7 @@ class Specializer(Inlining):
         if len(targets) != len(extents) or not 1 <= len(extents) <= 3 or loop.iter.keywords:
             raise self.error(loop, "parallel takes 1 to 3 extents and as many loop variables")
         try:
-            self.extents = tuple(adapt(e, INDEX) for e in extents)
+            self.extents = tuple(adapt(e, ir.INDEX) for e in extents)
         except Mismatch as error:
             raise self.error(loop.iter, str(error)) from None
         self.frame.scopes.append({})
@@ -259,7 +247,7 @@ class Specializer(Inlining):
             raise Mismatch("this call returns nothing")
         return value
 
-    def declare_scratch(self, name: str, node: ast.Call) -> Buffer:
+    def declare_scratch(self, name: str, node: ast.Call) -> ir.Buffer:
         dtype, *dims = (self.evaluate(a) for a in node.args)
         sizes = tuple(static_int(d, "a dimension of scratch") for d in dims)
         if not sizes or min(sizes) < 1:
@@ -267,7 +255,7 @@ class Specializer(Inlining):
         element = dtype_of(dtype)
         if element.name in ("index", "bool"):
             raise Mismatch(f"scratch of {element} does not exist")
-        self.scratch.append(Buffer(self.fresh(name), element, sizes))
+        self.scratch.append(ir.Buffer(self.fresh(name), element, sizes))
         return self.scratch[-1]
 
     def declare_registers(self, name: str, node: ast.Call) -> RegisterArray:
@@ -283,22 +271,22 @@ class Specializer(Inlining):
         scope = self.frame.find(name)
         if scope is not None:
             var = scope[name]
-            if not isinstance(var, Var) or var.name in self.fixed:
+            if not isinstance(var, ir.Var) or var.name in self.fixed:
                 raise Mismatch(f"{name} cannot be assigned")
-            self.block.append(Assign(var.name, adapt(operand(value), var.type)))
+            self.block.append(ir.Assign(var.name, adapt(operand(value), var.type)))
             return
         changes = statement in self.frame.source.reassigned
         scope = self.frame.scopes[-1]
-        if isinstance(value, (bool, int, float, Expr)):
+        if isinstance(value, (bool, int, float, ir.Expr)):
             if (
                 changes
                 and isinstance(value, float)
-                and check.constant(Type(f32), value).value != value
+                and check.constant(ir.Type(f32), value).value != value
             ):
                 # the plain-Python run would carry the unrounded number on
                 raise Mismatch(f"a variable that changes needs a typed start: cast(f32, {value})")
-            size = not self.tasks and isinstance(value, Expr) and value.type == INDEX
-            if changes or not (size or isinstance(value, (bool, int, float, Const))):
+            size = not self.tasks and isinstance(value, ir.Expr) and value.type == ir.INDEX
+            if changes or not (size or isinstance(value, (bool, int, float, ir.Const))):
                 value = self.declare(name, typed(value))
         elif changes:
             raise Mismatch(f"{name} cannot be assigned again")
@@ -306,12 +294,12 @@ class Specializer(Inlining):
 
     # --- loops and branches ----------------------------------------------------------------------
 
-    def loop_variable(self, target: ast.expr) -> Var:
+    def loop_variable(self, target: ast.expr) -> ir.Var:
         if not isinstance(target, ast.Name):
             raise self.error(target, "a loop variable is a name")
         if self.frame.find(target.id) is not None:
             raise self.error(target, f"loop variable {target.id} hides another name")
-        var = Var(INDEX, self.fresh(target.id))
+        var = ir.Var(ir.INDEX, self.fresh(target.id))
         self.fixed.add(var.name)
         self.frame.scopes[-1][target.id] = var
         return var
@@ -338,10 +326,10 @@ class Specializer(Inlining):
 
     def run_range(self, loop: ast.For) -> None:
         assert isinstance(loop.iter, ast.Call)
-        bounds = [adapt(self.operand(a), INDEX) for a in loop.iter.args]
+        bounds = [adapt(self.operand(a), ir.INDEX) for a in loop.iter.args]
         if not 1 <= len(bounds) <= 3 or loop.iter.keywords:
             raise Mismatch("range takes 1 to 3 numbers")
-        start, stop = (Const(INDEX, 0), bounds[0]) if len(bounds) == 1 else bounds[:2]
+        start, stop = (ir.Const(ir.INDEX, 0), bounds[0]) if len(bounds) == 1 else bounds[:2]
         step = static_int(bounds[2], "the step of range") if len(bounds) == 3 else 1
         if step < 1:
             raise Mismatch("the step of range must be positive")
@@ -349,7 +337,7 @@ class Specializer(Inlining):
         var = self.loop_variable(loop.target)
         body = self.nested(tuple(loop.body))
         self.frame.scopes.pop()
-        self.block.append(For(var.name, start, stop, step, body))
+        self.block.append(ir.For(var.name, start, stop, step, body))
 
     def run_if(self, statement: ast.If) -> None:
         test = self.operand(statement.test)
@@ -363,9 +351,9 @@ class Specializer(Inlining):
             self.frame.scopes.append({})
             branches.append(self.nested(tuple(side)))
             self.frame.scopes.pop()
-        self.block.append(If(condition, *branches))
+        self.block.append(ir.If(condition, *branches))
 
-    def nested(self, statements: tuple[ast.stmt, ...]) -> tuple[Stmt, ...]:
+    def nested(self, statements: tuple[ast.stmt, ...]) -> tuple[ir.Stmt, ...]:
         """The statements expanded into a block of their own."""
         outer, self.block = self.block, []
         self.run(statements)

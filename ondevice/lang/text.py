@@ -17,28 +17,10 @@ from collections.abc import Iterator, Sequence
 from ondevice.dtypes import DTYPES
 from ondevice.errors import KernelError
 from ondevice.lang import check
+from ondevice.lang import kernel_ir as ir
 from ondevice.lang.check import Mismatch
 from ondevice.lang.expressions import symbol_of
 from ondevice.lang.intrinsics import INTRINSICS
-from ondevice.lang.kernel_ir import (
-    BOOL,
-    INDEX,
-    Assign,
-    Buffer,
-    Const,
-    DotTile,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Load,
-    Op,
-    Prefetch,
-    Stmt,
-    Store,
-    Type,
-    Var,
-)
 from ondevice.lang.memory import build_dot_tile, build_load, build_prefetch, build_store
 
 _SYMBOLS = {
@@ -49,7 +31,7 @@ _SYMBOLS = {
 # --- printing ------------------------------------------------------------------------------------
 
 
-def print_kernel(kernel: Kernel) -> str:
+def print_kernel(kernel: ir.Kernel) -> str:
     """The kernel's text, one statement a line."""
     parameters = [f"{b.name}: {b}" for b in kernel.buffers]
     if kernel.scalars:
@@ -64,49 +46,49 @@ def print_kernel(kernel: Kernel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def print_expr(expr: Expr) -> str:
+def print_expr(expr: ir.Expr) -> str:
     """An index expression, as in messages and extents."""
     return _Printer(None).expr(expr)
 
 
 class _Printer:
-    def __init__(self, kernel: Kernel | None) -> None:
+    def __init__(self, kernel: ir.Kernel | None) -> None:
         buffers = (*kernel.buffers, *kernel.scratch) if kernel else ()
         self.dtypes = {b.name: b.dtype for b in buffers}
 
-    def block(self, body: tuple[Stmt, ...], indent: int) -> Iterator[str]:
+    def block(self, body: tuple[ir.Stmt, ...], indent: int) -> Iterator[str]:
         pad = " " * indent
         if not body:
             yield pad + "pass"
         for statement in body:
             match statement:
-                case Assign(name, value):
+                case ir.Assign(name, value):
                     yield f"{pad}{name} = {self.expr(value)}"
-                case Store():
+                case ir.Store():
                     yield pad + self.store(statement)
-                case Prefetch(buffer, indices):
+                case ir.Prefetch(buffer, indices):
                     yield f"{pad}prefetch({', '.join([buffer, *map(self.expr, indices)])})"
-                case DotTile():
+                case ir.DotTile():
                     yield pad + self.dot_tile(statement)
-                case For(name, start, stop, step, inner):
+                case ir.For(name, start, stop, step, inner):
                     bounds = f"{self.expr(start)}, {self.expr(stop)}, {step}"
                     yield f"{pad}for {name} in range({bounds}):"
                     yield from self.block(inner, indent + 4)
-                case If(condition, then, orelse):
+                case ir.If(condition, then, orelse):
                     yield f"{pad}if {self.expr(condition)}:"
                     yield from self.block(then, indent + 4)
                     if orelse:
                         yield f"{pad}else:"
                         yield from self.block(orelse, indent + 4)
 
-    def store(self, store: Store) -> str:
+    def store(self, store: ir.Store) -> str:
         place, value = ", ".join(map(self.expr, store.indices)), self.expr(store.value)
-        if store.count is None and store.value.type == Type(self.dtypes[store.buffer]):
+        if store.count is None and store.value.type == ir.Type(self.dtypes[store.buffer]):
             return f"{store.buffer}[{place}] = {value}"
         count = "" if store.count is None else f", count={self.expr(store.count)}"
         return f"store({store.buffer}, {place}, {value}{count})"
 
-    def dot_tile(self, tile: DotTile) -> str:
+    def dot_tile(self, tile: ir.DotTile) -> str:
         places = (
             ", ".join([name, *map(self.expr, at)])
             for name, at in (
@@ -117,27 +99,27 @@ class _Printer:
         )
         return f"dot_tile({', '.join(places)})"
 
-    def expr(self, expr: Expr) -> str:
+    def expr(self, expr: ir.Expr) -> str:
         match expr:
-            case Const(type, value):
+            case ir.Const(type, value):
                 text = str(value)
-                if type.dtype not in (INDEX.dtype, BOOL.dtype):
+                if type.dtype not in (ir.INDEX.dtype, ir.BOOL.dtype):
                     text = f"{type.dtype}({text})"
                 return text if type.lanes == 1 else f"vec({text}, {type.lanes})"
-            case Var(_, name):
+            case ir.Var(_, name):
                 return name
-            case Load():
+            case ir.Load():
                 return self.load(expr)
-            case Op(type, name, args):
+            case ir.Op(type, name, args):
                 return self.op(type, name, [self.operand(a) for a in args], args)
 
-    def operand(self, expr: Expr) -> str:
+    def operand(self, expr: ir.Expr) -> str:
         """An argument; operators in it are put in parentheses."""
         text = self.expr(expr)
-        nested = isinstance(expr, Op) and (expr.name in _SYMBOLS or expr.name in ("neg", "not"))
+        nested = isinstance(expr, ir.Op) and (expr.name in _SYMBOLS or expr.name in ("neg", "not"))
         return f"({text})" if nested else text
 
-    def op(self, type: Type, name: str, texts: list[str], args: Sequence[Expr]) -> str:
+    def op(self, type: ir.Type, name: str, texts: list[str], args: Sequence[ir.Expr]) -> str:
         if name in _SYMBOLS:
             return f"{texts[0]} {_SYMBOLS[name]} {texts[1]}"
         if name == "neg":
@@ -151,10 +133,10 @@ class _Printer:
             plain.insert(0, type.dtype.name)
         return f"{name}({', '.join(plain)})"
 
-    def load(self, load: Load) -> str:
+    def load(self, load: ir.Load) -> str:
         place = ", ".join(map(self.expr, load.indices))
         own = self.dtypes[load.buffer]
-        if load.count is None and load.type == Type(own):
+        if load.count is None and load.type == ir.Type(own):
             return f"{load.buffer}[{place}]"
         text = f"load({load.buffer}, {place}, lanes={load.type.lanes}"
         if load.count is not None:
@@ -167,7 +149,7 @@ class _Printer:
 # --- parsing -------------------------------------------------------------------------------------
 
 
-def parse_kernel(text: str) -> Kernel:
+def parse_kernel(text: str) -> ir.Kernel:
     """The inverse of `print_kernel`; KernelError with the line of the text otherwise."""
     try:
         module = ast.parse(text)
@@ -193,16 +175,16 @@ class _Parser:
     """Rebuilds typed nodes with the very type rules of the front end."""
 
     def __init__(self) -> None:
-        self.buffers: dict[str, Buffer] = {}
-        self.variables: dict[str, Type] = {}
+        self.buffers: dict[str, ir.Buffer] = {}
+        self.variables: dict[str, ir.Type] = {}
 
     def fail(self, node: ast.AST, message: str) -> KernelError:
         return KernelError(f"kernel text, line {getattr(node, 'lineno', 1)}: {message}")
 
-    def kernel(self, function: ast.FunctionDef) -> Kernel:
+    def kernel(self, function: ast.FunctionDef) -> ir.Kernel:
         buffers = tuple(self.buffer(a) for a in function.args.args)
         scalars = tuple(a.arg for a in function.args.kwonlyargs)
-        self.variables = dict.fromkeys(scalars, INDEX)
+        self.variables = dict.fromkeys(scalars, ir.INDEX)
         *declarations, loop = function.body
         scratch = tuple(self.scratch(d) for d in declarations)
         match loop:
@@ -212,18 +194,18 @@ class _Parser:
                 raise self.fail(loop, "the last statement is the parallel loop")
         targets = target.elts if isinstance(target, ast.Tuple) else [target]
         tasks = tuple(t.id for t in targets if isinstance(t, ast.Name))
-        self.variables |= dict.fromkeys(tasks, INDEX)
+        self.variables |= dict.fromkeys(tasks, ir.INDEX)
         body = self.block(loop.body)
-        return Kernel(function.name, buffers, scratch, scalars, tasks, extents, body)
+        return ir.Kernel(function.name, buffers, scratch, scalars, tasks, extents, body)
 
-    def buffer(self, arg: ast.arg) -> Buffer:
+    def buffer(self, arg: ast.arg) -> ir.Buffer:
         match arg.annotation:
             case ast.Subscript(value=ast.Name(id=dtype), slice=dims) if dtype in DTYPES:
                 places = dims.elts if isinstance(dims, ast.Tuple) else [dims]
             case _:
                 raise self.fail(arg, f"{arg.arg} needs dtype[dims...]")
         sizes = tuple(self.dim(p) for p in places)
-        return self.buffers.setdefault(arg.arg, Buffer(arg.arg, DTYPES[dtype], sizes))
+        return self.buffers.setdefault(arg.arg, ir.Buffer(arg.arg, DTYPES[dtype], sizes))
 
     def dim(self, node: ast.expr) -> int | str:
         match node:
@@ -233,30 +215,30 @@ class _Parser:
                 return name
         raise self.fail(node, "a dimension is a number or a scalar's name")
 
-    def scratch(self, statement: ast.stmt) -> Buffer:
+    def scratch(self, statement: ast.stmt) -> ir.Buffer:
         match statement:
             case ast.Assign(
                 targets=[ast.Name(id=name)],
                 value=ast.Call(func=ast.Name("scratch"), args=[ast.Name(id=dtype), *dims]),
             ) if dtype in DTYPES:
                 sizes = tuple(self.dim(d) for d in dims)
-                return self.buffers.setdefault(name, Buffer(name, DTYPES[dtype], sizes))
+                return self.buffers.setdefault(name, ir.Buffer(name, DTYPES[dtype], sizes))
         raise self.fail(statement, "only scratch stands before the parallel loop")
 
-    def block(self, statements: list[ast.stmt]) -> tuple[Stmt, ...]:
+    def block(self, statements: list[ast.stmt]) -> tuple[ir.Stmt, ...]:
         visible = dict(self.variables)
         body = tuple(self.statement(s) for s in statements if not isinstance(s, ast.Pass))
         self.variables = visible
         return body
 
-    def statement(self, node: ast.stmt) -> Stmt:
+    def statement(self, node: ast.stmt) -> ir.Stmt:
         try:
             match node:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     expr = self.expr(value)
                     if self.variables.setdefault(name, expr.type) != expr.type:
                         raise Mismatch(f"{name} is {self.variables[name]}, not {expr.type}")
-                    return Assign(name, expr)
+                    return ir.Assign(name, expr)
                 case ast.Assign(
                     targets=[ast.Subscript(value=ast.Name(id=name)) as place], value=value
                 ):
@@ -271,25 +253,25 @@ class _Parser:
                     return self.dot_tile(call)
                 case ast.For(target=ast.Name(id=name), iter=ast.Call(args=[start, stop, step])):
                     bounds = self.expr(start), self.expr(stop)
-                    self.variables[name] = INDEX
+                    self.variables[name] = ir.INDEX
                     size = check.static_int(self.expr(step), "the step of range")
-                    return For(name, *bounds, size, self.block(node.body))
+                    return ir.For(name, *bounds, size, self.block(node.body))
                 case ast.If(test=test, body=then, orelse=orelse):
                     condition = check.condition(self.expr(test))
-                    return If(condition, self.block(then), self.block(orelse))
+                    return ir.If(condition, self.block(then), self.block(orelse))
         except MALFORMED as error:
             raise self.fail(node, str(error)) from None
         raise self.fail(node, "this is no statement of a printed kernel")
 
-    def store(self, call: ast.Call) -> Store:
+    def store(self, call: ast.Call) -> ir.Store:
         buffer, *rest = call.args
         *places, stored = (self.expr(r) for r in rest)
         count = {k.arg: self.expr(k.value) for k in call.keywords}.get("count")
         assert isinstance(buffer, ast.Name)
         return build_store(self.buffers[buffer.id], places, stored, count)
 
-    def dot_tile(self, call: ast.Call) -> DotTile:
-        places: list[tuple[Buffer, list[Expr]]] = []
+    def dot_tile(self, call: ast.Call) -> ir.DotTile:
+        places: list[tuple[ir.Buffer, list[ir.Expr]]] = []
         for argument in call.args:
             if isinstance(argument, ast.Name) and argument.id in self.buffers:
                 places.append((self.buffers[argument.id], []))
@@ -298,11 +280,11 @@ class _Parser:
         out, rows, columns = places
         return build_dot_tile(out, rows, columns)
 
-    def places(self, node: ast.Subscript) -> list[Expr]:
+    def places(self, node: ast.Subscript) -> list[ir.Expr]:
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return [self.expr(p) for p in parts]
 
-    def expr(self, node: ast.expr) -> Expr:
+    def expr(self, node: ast.expr) -> ir.Expr:
         """Like `number`, but a bare number becomes a Const."""
         match node:
             case ast.Constant(value=bool() | int() as value):
@@ -310,7 +292,7 @@ class _Parser:
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
                 return check.typed(-value)
             case ast.Name(id=name) if name in self.variables:
-                return Var(self.variables[name], name)
+                return ir.Var(self.variables[name], name)
             case ast.UnaryOp(op=ast.USub(), operand=inner):
                 return check.typed(check.negate(self.expr(inner)))
             case ast.UnaryOp(op=ast.Not(), operand=inner):
@@ -327,11 +309,11 @@ class _Parser:
                 return self.call(name, node)
         raise self.fail(node, "this is no expression of a printed kernel")
 
-    def call(self, name: str, node: ast.Call) -> Expr:
+    def call(self, name: str, node: ast.Call) -> ir.Expr:
         if name == "load":
             return self.load(node)
         if name in DTYPES:
-            return check.constant(Type(DTYPES[name]), self.number(node.args[0]))
+            return check.constant(ir.Type(DTYPES[name]), self.number(node.args[0]))
         row = INTRINSICS.get(name)
         if row is None or row.build is None:
             raise Mismatch(f"unknown intrinsic {name}")
@@ -341,7 +323,7 @@ class _Parser:
         ]
         return check.typed(row.build(*arguments))
 
-    def load(self, node: ast.Call) -> Load:
+    def load(self, node: ast.Call) -> ir.Load:
         buffer, *places = node.args
         options = {k.arg: k.value for k in node.keywords}
         lanes = check.static_int(self.expr(options["lanes"]), "lanes")

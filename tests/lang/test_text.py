@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from ondevice.dtypes import boolean, f16, f32, i8, i32, u8
 from ondevice.errors import KernelError
 from ondevice.lang import check, kernel, parallel, unroll
+from ondevice.lang import kernel_ir as ir
 from ondevice.lang.check import Mismatch, constant, typed
 from ondevice.lang.intrinsics import INTRINSICS
-from ondevice.lang.kernel_ir import BOOL, INDEX, Assign, Buffer, For, If, Kernel, Store, Type, Var
 from ondevice.lang.memory import build_load
 from ondevice.lang.specialize import specialize
 from ondevice.lang.text import parse_kernel, print_kernel
 
-BUFFERS = {d: Buffer(f"b_{d}", d, ("N", 512)) for d in (f32, f16, i8, u8, i32)}
+BUFFERS = {d: ir.Buffer(f"b_{d}", d, ("N", 512)) for d in (f32, f16, i8, u8, i32)}
 NUMBERS = {"float": st.floats(width=16), "bool": st.booleans()}
 
 
@@ -56,21 +56,22 @@ def apply(draw, name, type, part):
     if name in check.ARITHMETIC:
         return typed(check.binary(name, part(), part()))
     if name == "compare":
-        other = Type(draw(st.sampled_from([f32, i32])), lanes)
+        other = ir.Type(draw(st.sampled_from([f32, i32])), lanes)
         symbol = draw(st.sampled_from(list(check.COMPARISON)))
         return typed(check.compare(symbol, part(other), part(other)))
     if name in ("not", "neg"):
         return typed({"not": check.logical_not, "neg": check.negate}[name](part()))
-    half, double = Type(type.dtype, lanes // 2), Type(type.dtype, 2 * lanes)
+    half, double = ir.Type(type.dtype, lanes // 2), ir.Type(type.dtype, 2 * lanes)
+    some = draw(st.sampled_from([1, lanes])) if name == "select" else lanes
     build, arguments = INTRINSICS[name].build, {
-        "select": lambda: (part(Type(boolean, draw(st.sampled_from([1, lanes])))), part(), part()),
+        "select": lambda: (part(ir.Type(boolean, some)), part(), part()),
         "fma": lambda: (part(), part(), part()),
         "sqrt": lambda: (part(),),
         "abs": lambda: (part(),),
-        "cast": lambda: (f32, part(Type(draw(st.sampled_from([f16, i32, i8, u8])), lanes))),
+        "cast": lambda: (f32, part(ir.Type(draw(st.sampled_from([f16, i32, i8, u8])), lanes))),
         "low": lambda: (part(double),),
         "join": lambda: (part(half), part(half)),
-        "vec": lambda: (part(Type(type.dtype)), lanes),
+        "vec": lambda: (part(ir.Type(type.dtype)), lanes),
         "min": lambda: (part(), part()),
         "max": lambda: (part(), part()),
     }  # fmt: skip
@@ -79,18 +80,18 @@ def apply(draw, name, type, part):
 
 def leaves(type):
     simple = [constants(type)]
-    if type == INDEX:
-        return st.one_of(*simple, st.sampled_from([Var(INDEX, n) for n in ("N", "t", "k")]))
+    if type == ir.INDEX:
+        return st.one_of(*simple, st.sampled_from([ir.Var(ir.INDEX, n) for n in ("N", "t", "k")]))
     if type.dtype in BUFFERS:
-        place = [Var(INDEX, "t"), Var(INDEX, "k")]
+        place = [ir.Var(ir.INDEX, "t"), ir.Var(ir.INDEX, "k")]
         buffer = BUFFERS[type.dtype]
         simple.append(st.just(build_load(buffer, place, type.lanes)))
-        simple.append(st.just(build_load(buffer, place, type.lanes, Var(INDEX, "N"))))
+        simple.append(st.just(build_load(buffer, place, type.lanes, ir.Var(ir.INDEX, "N"))))
         simple.append(st.just(build_load(BUFFERS[u8], place, type.lanes, None, type.dtype)))
     return st.one_of(simple)
 
 
-TYPES = st.builds(Type, st.sampled_from([f32, i32, u8]), st.sampled_from([1, 2, 16]))
+TYPES = st.builds(ir.Type, st.sampled_from([f32, i32, u8]), st.sampled_from([1, 2, 16]))
 
 
 @st.composite
@@ -99,25 +100,29 @@ def kernels(draw):
     for i in range(draw(st.integers(1, 3))):
         type = draw(TYPES)
         value = draw(expressions(type))
-        statement = Assign(f"v{i}", value)
+        statement = ir.Assign(f"v{i}", value)
         if draw(st.booleans()):
-            place = (draw(expressions(INDEX, 1)), Var(INDEX, "k"))
-            count = draw(st.none() | st.just(Var(INDEX, "N")))
+            place = (draw(expressions(ir.INDEX, 1)), ir.Var(ir.INDEX, "k"))
+            count = draw(st.none() | st.just(ir.Var(ir.INDEX, "N")))
             try:
-                check.adapt(place[0], INDEX)
-                statement = Store(f"b_{type.dtype}", (Var(INDEX, "t"), place[1]), value, count)
+                check.adapt(place[0], ir.INDEX)
+                statement = ir.Store(
+                    f"b_{type.dtype}", (ir.Var(ir.INDEX, "t"), place[1]), value, count
+                )
             except Mismatch:
                 pass
         if draw(st.booleans()):
-            other = (Assign(f"w{i}", draw(expressions(INDEX))),) if draw(st.booleans()) else ()
-            statement = If(draw(expressions(BOOL)), (statement,), other)
+            other = (
+                (ir.Assign(f"w{i}", draw(expressions(ir.INDEX))),) if draw(st.booleans()) else ()
+            )
+            statement = ir.If(draw(expressions(ir.BOOL)), (statement,), other)
         statements.append(statement)
-    loop = For("k", draw(expressions(INDEX, 0)), Var(INDEX, "N"), 2, tuple(statements))
-    if loop.start == Var(INDEX, "k"):
-        loop = For("k", Var(INDEX, "t"), loop.stop, 2, loop.body)
-    scratch = (Buffer("spare", f32, (3, 4)),) if draw(st.booleans()) else ()
-    extents = (Var(INDEX, "N"),)
-    return Kernel("random", tuple(BUFFERS.values()), scratch, ("N",), ("t",), extents, (loop,))
+    loop = ir.For("k", draw(expressions(ir.INDEX, 0)), ir.Var(ir.INDEX, "N"), 2, tuple(statements))
+    if loop.start == ir.Var(ir.INDEX, "k"):
+        loop = ir.For("k", ir.Var(ir.INDEX, "t"), loop.stop, 2, loop.body)
+    scratch = (ir.Buffer("spare", f32, (3, 4)),) if draw(st.booleans()) else ()
+    extents = (ir.Var(ir.INDEX, "N"),)
+    return ir.Kernel("random", tuple(BUFFERS.values()), scratch, ("N",), ("t",), extents, (loop,))
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,7 +174,7 @@ def test_wrong_text_is_refused(old, new, message):
 
 def test_constants_keep_their_bits():
     for value in (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 0.1):
-        made = constant(Type(f32, 16), float(value))
-        body = (Assign("a", made),)
-        whole = Kernel("c", (), (), (), ("t",), (constant(INDEX, 1),), body)
+        made = constant(ir.Type(f32, 16), float(value))
+        body = (ir.Assign("a", made),)
+        whole = ir.Kernel("c", (), (), (), ("t",), (constant(ir.INDEX, 1),), body)
         assert parse_kernel(print_kernel(whole)) == whole

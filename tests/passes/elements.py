@@ -9,22 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ondevice.bundle.program import Launch, Space, StepBuffer
+from ondevice.lang import kernel_ir as ir
 from ondevice.lang.evaluate import evaluate
-from ondevice.lang.kernel_ir import (
-    Assign,
-    Const,
-    DotTile,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Load,
-    Op,
-    Prefetch,
-    Stmt,
-    Store,
-    Var,
-)
 
 from .models import Array
 from .simulate import place
@@ -44,7 +30,7 @@ class Touched:
 
 
 def tasks(
-    kernel: Kernel, launch: Launch, sizes: Mapping[str, int], given: Mapping[str, Array]
+    kernel: ir.Kernel, launch: Launch, sizes: Mapping[str, int], given: Mapping[str, Array]
 ) -> Iterator[Touched]:
     """What each task of a launch touches; `given` are the step's integers."""
     scalars = {n: e.evaluate(sizes) for n, e in zip(kernel.scalars, launch.scalars, strict=True)}
@@ -60,7 +46,7 @@ class _Walk:
     """Indices as numbers; None where they come from what the step computes."""
 
     def __init__(
-        self, kernel: Kernel, launch: Launch, scalars: dict[str, int], given: Mapping[str, Array]
+        self, kernel: ir.Kernel, launch: Launch, scalars: dict[str, int], given: Mapping[str, Array]
     ) -> None:
         self.touched = Touched()
         self.known: dict[str, int | None] = dict(scalars)
@@ -78,62 +64,64 @@ class _Walk:
             if argument.space == Space.STEP and argument.index <= StepBuffer.LOGIT_ROWS
         }
 
-    def run(self, body: tuple[Stmt, ...]) -> None:
+    def run(self, body: tuple[ir.Stmt, ...]) -> None:
         for statement in body:
             match statement:
-                case Assign(name, value):
+                case ir.Assign(name, value):
                     self.known[name] = self.value(value)
-                case Store():
+                case ir.Store():
                     self.value(statement.value)
                     size = statement.value.type.bits // 8
                     self.touch(self.touched.writes, statement, size)
-                case Prefetch():
+                case ir.Prefetch():
                     for expression in statement.indices:
                         self.value(expression)
-                case DotTile():
+                case ir.DotTile():
                     for expression in (*statement.rows_at, *statement.columns_at):
                         self.value(expression)
                     for name in (statement.rows, statement.columns):
                         if name in self.places:
                             self.whole(self.touched.reads, name)
-                case For():
+                case ir.For():
                     start, stop = self.value(statement.start), self.value(statement.stop)
                     assert start is not None and stop is not None
                     for number in range(start, stop, statement.step):
                         self.known[statement.name] = number
                         self.run(statement.body)
-                case If():
+                case ir.If():
                     holds = self.value(statement.condition)
                     for taken, branch in ((True, statement.then), (False, statement.orelse)):
                         if holds is None or bool(holds) == taken:
                             self.run(branch)
 
-    def value(self, expression: Expr) -> int | None:
+    def value(self, expression: ir.Expr) -> int | None:
         match expression:
-            case Const(_, value):
+            case ir.Const(_, value):
                 return int(value) if float(value).is_integer() else None
-            case Var(_, name):
+            case ir.Var(_, name):
                 return self.known.get(name)
-            case Load():
+            case ir.Load():
                 self.touch(self.touched.reads, expression, expression.type.bits // 8)
                 if expression.buffer in self.given:
                     at = tuple(map(self.value, expression.indices))
                     return int(self.given[expression.buffer][at])
                 return None
-            case Op(_, name, arguments):
+            case ir.Op(_, name, arguments):
                 values = [self.value(argument) for argument in arguments]
                 if name == "cast":
                     return values[0] if expression.type.lanes == 1 else None
                 if None in values or expression.type.lanes > 1:
                     return None
-                constants = [Const(a.type, v or 0) for a, v in zip(arguments, values, strict=True)]
+                constants = [
+                    ir.Const(a.type, v or 0) for a, v in zip(arguments, values, strict=True)
+                ]
                 try:
-                    return evaluate(Op(expression.type, name, tuple(constants)), {})
+                    return evaluate(ir.Op(expression.type, name, tuple(constants)), {})
                 except ValueError:
                     return None
         raise AssertionError(expression)
 
-    def touch(self, into: set[Byte], access: Load | Store, size: int) -> None:
+    def touch(self, into: set[Byte], access: ir.Load | ir.Store, size: int) -> None:
         """`size` bytes from an element on, fewer where the access has a count."""
         name = access.buffer
         at = [self.value(index) for index in access.indices]
@@ -143,7 +131,7 @@ class _Walk:
         if None in at:
             self.whole(into, name)
             return
-        lanes = (access.value if isinstance(access, Store) else access).type.lanes
+        lanes = (access.value if isinstance(access, ir.Store) else access).type.lanes
         if access.count is not None and count is not None:
             size = size // lanes * min(max(count, 0), lanes)
         element = int(np.ravel_multi_index(at, self.dims[name])) if size else 0

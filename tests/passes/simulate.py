@@ -6,18 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ondevice.bundle.program import Argument, Launch, Program, Space
-from ondevice.lang.kernel_ir import (
-    DotTile,
-    Expr,
-    For,
-    If,
-    Kernel,
-    Load,
-    Op,
-    Prefetch,
-    Store,
-    walk_statements,
-)
+from ondevice.lang import kernel_ir as ir
 from ondevice.passes.schedule import VariantKernels
 
 Place = tuple[object, ...]  # a slot of the arena, a step buffer, a layer of the KV cache
@@ -55,7 +44,7 @@ def access(kernels: VariantKernels, launch: Launch) -> Access:
     return Access(launch, reads, frozenset(p for name, p in places.items() if name in stored))
 
 
-def place(kernel: Kernel, launch: Launch, argument: Argument) -> Place:
+def place(kernel: ir.Kernel, launch: Launch, argument: Argument) -> Place:
     if argument.space == Space.KV:
         return (argument.space, launch.scalars[kernel.scalars.index("layer")].static)
     if argument.space == Space.WORKER:
@@ -63,25 +52,25 @@ def place(kernel: Kernel, launch: Launch, argument: Argument) -> Place:
     return (argument.space, argument.index)
 
 
-def buffers_written(kernel: Kernel) -> set[str]:
-    stores = {s.buffer for s in walk_statements(kernel.body) if isinstance(s, Store)}
-    return stores | {s.out for s in walk_statements(kernel.body) if isinstance(s, DotTile)}
+def buffers_written(kernel: ir.Kernel) -> set[str]:
+    stores = {s.buffer for s in ir.walk_statements(kernel.body) if isinstance(s, ir.Store)}
+    return stores | {s.out for s in ir.walk_statements(kernel.body) if isinstance(s, ir.DotTile)}
 
 
-def buffers_read(kernel: Kernel) -> set[str]:
+def buffers_read(kernel: ir.Kernel) -> set[str]:
     found: set[str] = set()
-    for statement in walk_statements(kernel.body):
+    for statement in ir.walk_statements(kernel.body):
         match statement:
-            case DotTile():
+            case ir.DotTile():
                 found.update((statement.rows, statement.columns))
                 expressions = (*statement.out_at, *statement.rows_at, *statement.columns_at)
-            case Store():
+            case ir.Store():
                 expressions = (*statement.indices, statement.value, statement.count)
-            case Prefetch():
+            case ir.Prefetch():
                 expressions = statement.indices
-            case For():
+            case ir.For():
                 expressions = (statement.start, statement.stop)
-            case If():
+            case ir.If():
                 expressions = (statement.condition,)
             case _:
                 expressions = (statement.value,)
@@ -90,12 +79,12 @@ def buffers_read(kernel: Kernel) -> set[str]:
     return found
 
 
-def loads(expression: Expr | None) -> Iterator[str]:
-    if isinstance(expression, Load):
+def loads(expression: ir.Expr | None) -> Iterator[str]:
+    if isinstance(expression, ir.Load):
         yield expression.buffer
         for part in (*expression.indices, expression.count):
             yield from loads(part)
-    elif isinstance(expression, Op):
+    elif isinstance(expression, ir.Op):
         for part in expression.args:
             yield from loads(part)
 
