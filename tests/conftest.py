@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
+import importlib
 import json
 import os
 import pty
@@ -51,16 +51,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
     """`load_script("fuzz")`: the file of that name in scripts/ as a module."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where its dataclasses look themselves up
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    sys.path.append(str(SCRIPTS))
+    return importlib.import_module
 
 
 CHAT_TEMPLATE = (
