@@ -96,6 +96,12 @@ class Launch:
         return rows and spans and self.tasks.evaluate(sizes) > 0
 
 
+def step_sizes(rows: int, depth: int = 0, logits: int = 1) -> dict[str, int]:
+    """The symbols of a step of `rows` tokens of one conversation that has `depth` others."""
+    spans = -(-(depth + rows) // KV_SPAN_TOKENS)
+    return {"S": rows, "L": logits, "B": 1, "P": 1, "T": spans}
+
+
 def kv_tile_elements(head_dim: int, dtype: DType) -> int:
     """Elements of what a block has of one layer, of keys or of values, and of one KV head."""
     return head_dim * KV_BLOCK_TOKENS + (KV_SCALE_BYTES if dtype == i8 else 0)

@@ -8,7 +8,6 @@ from typing import NoReturn, TypeVar
 
 from ondevice.bundle.program import (
     ALL_SPANS,
-    KV_SPAN_TOKENS,
     Argument,
     KvCache,
     Launch,
@@ -19,6 +18,7 @@ from ondevice.bundle.program import (
     Space,
     StepBuffer,
     WeightEntry,
+    step_sizes,
 )
 from ondevice.dims import Extent
 from ondevice.dtypes import DTYPES
@@ -58,8 +58,7 @@ def parse_program(text: str) -> Program:
 
 def _waits(program: Program, rows: int) -> str:
     """A remark, which the parser leaves out."""
-    spans = -(-rows // KV_SPAN_TOKENS)
-    total, layer = program.barriers({"S": rows, "L": 1, "B": 1, "P": 0, "T": spans})
+    total, layer = program.barriers(step_sizes(rows))
     return f"# a step of {rows} tokens has {total} barriers, {layer:.1f} in a layer"
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from ondevice import debug
 from ondevice.bundle.program import (
     KV_BLOCK_TOKENS,
-    KV_SPAN_TOKENS,
     Launch,
     Program,
     Space,
@@ -30,25 +29,12 @@ from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.gate.bench import generate_s, prompt_s
 from ondevice.gate.ceilings import compile_ceilings, measure_ceilings
+from ondevice.passes.traffic import Step
 from ondevice.runtime.conversation import Conversation
 from ondevice.runtime.engine import Engine
 
 Events = NDArray[np.void]
 SAMPLING = "choose tokens"
-
-
-@dataclass(frozen=True)
-class Step:
-    """The sizes of one step: `rows` tokens behind `depth` others, `logits` rows of logits."""
-
-    rows: int
-    logits: int
-    depth: int
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        spans = -(-(self.depth + self.rows) // KV_SPAN_TOKENS)
-        return {"S": self.rows, "L": self.logits, "B": 1, "P": 0, "T": spans}
 
 
 @dataclass(frozen=True)

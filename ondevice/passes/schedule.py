@@ -33,7 +33,6 @@ from ondevice.passes.tasks import Regime
 
 STEP_INPUTS = {buffer.name.lower(): buffer for buffer in StepBuffer}
 
-
 # One kernel as each CPU variant of the target computes it, in the target's order.
 VariantKernels = tuple[Kernel, ...]
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ondevice.bundle.program import KV_BLOCK_TOKENS, KV_SPAN_TOKENS
+from ondevice.bundle.program import KV_BLOCK_TOKENS, step_sizes
 from ondevice.graph.graph import Graph, Node, TensorType
 from ondevice.graph.ops import ACTIVATIONS
+from ondevice.lang.library import Types
 from ondevice.quant.scheme import SCHEMES, activation_shape
 
-Types = Mapping[str, TensorType]
 ATTENDING = ("attention", "attention_parts", "attention_joined")
 
 
@@ -30,8 +30,7 @@ class Step:
 
     @property
     def sizes(self) -> dict[str, int]:
-        spans = -(-(self.depth + self.rows) // KV_SPAN_TOKENS)
-        return {"S": self.rows, "L": self.logits, "B": 1, "P": 1, "T": spans}
+        return step_sizes(self.rows, self.depth, self.logits)
 
 
 @dataclass(frozen=True)
