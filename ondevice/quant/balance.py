@@ -16,7 +16,7 @@ import numpy as np
 from ondevice.quant.layout import Array
 from ondevice.quant.stream import Tensor
 
-MOST_POWER = 24  # of two, by which a pair is scaled: what float16 scales of weights have room for
+MOST_POWER = 24  # of two, by which a pair is scaled
 
 
 @dataclass(frozen=True)
