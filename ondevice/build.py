@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,14 @@ def build(
         family = family_of(checkpoint.architecture)
         config = family.parse_config(checkpoint.config)
         tensors = bind(family.weights(config), checkpoint.tensors)
-        planned = rewrite(family, config, recipe, target, dump, stop_after)
-        compiled = None if planned is None else _schedule(planned, recipe, target, dump)
+        with _uncollected():
+            planned = rewrite(family, config, recipe, target, dump, stop_after)
+            compiled = None if planned is None else _schedule(planned, recipe, dump)
         if planned is None or compiled is None or stop_after == SCHEDULE:
             assert dump is not None  # checked above
             return dump.directory
         weights = planned.weights
-        moved = report_program(planned.stages, compiled.program, Context(target, LIBRARY))
+        moved = report_program(planned.stages, compiled.program, planned.context)
         report.add_section("program", moved.figures(), moved.summary())
         code = _compile(compiled, target, dump, progress)
         with BundleWriter(out) as writer:
@@ -147,6 +149,19 @@ def build(
             )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage: graphs and kernels are trees, and to go through them again and again
+    takes a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _locate(model: str, progress: Progress) -> Path:
     """The checkpoint's directory; from the hub it is fetched, if a family knows its config.json."""
     if Path(model).is_dir():
@@ -173,6 +188,7 @@ class Planned:
     stages: Mapping[str, Graph]  # as traced, then behind each pass
     frame: Frame
     weights: WeightPlan
+    context: Context
 
     @property
     def graph(self) -> Graph:
@@ -189,6 +205,7 @@ def rewrite(
     stop_after: str | None = None,
 ) -> Planned | None:
     """Trace the model and run the passes, each verified and dumped; None where one ended it."""
+    context = Context(target, LIBRARY)
     weights = plan(family.weights(config).shapes(), recipe.quant)
     frame = _frame(recipe, config, weights)
     graph = verify(_trace(family, config, frame, weights, recipe))
@@ -197,7 +214,7 @@ def rewrite(
         dump.stage("trace", "graph", print_graph(graph))
     for row in PASSES:
         change = row.trivial if row.name in recipe.passes.disable else row.rewrite
-        graph = verify(change(graph, Context(target, LIBRARY)))
+        graph = verify(change(graph, context))
         stages[row.name] = graph
         if dump:
             dump.stage(row.name, "graph", print_graph(graph))
@@ -205,7 +222,7 @@ def rewrite(
             return None
     if recipe.prefill_chunk_tokens == 0:
         frame = replace(frame, prefill_chunk_tokens=_largest_step(graph, frame))
-    return Planned(stages, frame, weights)
+    return Planned(stages, frame, weights, context)
 
 
 def _largest_step(graph: Graph, frame: Frame) -> int:
@@ -232,10 +249,10 @@ def _trace(
     return quantize_activations(graph) if recipe.quant.activations == "int8" else graph
 
 
-def _schedule(planned: Planned, recipe: Recipe, target: Target, dump: Dump | None) -> Compiled:
+def _schedule(planned: Planned, recipe: Recipe, dump: Dump | None) -> Compiled:
     everywhere = SCHEDULE in recipe.passes.disable
     program, kernels = schedule(
-        planned.graph, Context(target, LIBRARY), planned.frame, barriers_everywhere=everywhere
+        planned.graph, planned.context, planned.frame, barriers_everywhere=everywhere
     )
     if dump:
         dump.stage("program", "txt", print_program(program))

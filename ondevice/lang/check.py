@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.dtypes import DType, boolean, f32, index
+from ondevice.dtypes import DType, boolean, f32
 from ondevice.lang.kernel_ir import BOOL, INDEX, Const, Expr, Number, Op, Type
 
 Operand = Expr | Number
@@ -94,7 +94,7 @@ def adapt(value: Operand, type: Type) -> Expr:
     """`value` as an expression of exactly `type`; only a literal changes."""
     if isinstance(value, (bool, int, float)):
         return constant(type, value)
-    if value.type != type:
+    if value.type is not type and value.type != type:
         raise Mismatch(f"{value.type} where {type} is wanted")
     return value
 
@@ -104,7 +104,7 @@ def unify(name: str, operands: Sequence[Operand]) -> tuple[Expr, ...]:
     exprs = [o for o in operands if not isinstance(o, (bool, int, float))]
     type = exprs[0].type if exprs else typed(operands[0]).type
     for other in exprs:
-        if other.type != type:
+        if other.type is not type and other.type != type:
             raise Mismatch(f"{name} of {type} and {other.type}; use cast or vec")
     return tuple(adapt(o, type) for o in operands)
 
@@ -129,7 +129,7 @@ def binary(symbol: str, left: Operand, right: Operand) -> Operand:
         raise Mismatch(f"'{symbol}' is not defined on {a.type}{hint}")
     if symbol in ("<<", ">>") and isinstance(b, Const) and not 0 <= b.value < a.type.dtype.bits:
         raise Mismatch(f"a shift by {b.value} does not fit {a.type}")
-    if a.type.dtype == index and a.type.lanes == 1:
+    if kind == "index" and a.type.lanes == 1:
         return fold_index(symbol, fold, a, b) or Op(a.type, name, (a, b))
     return Op(a.type, name, (a, b))
 

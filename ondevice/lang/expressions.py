@@ -58,7 +58,10 @@ class Frame:
     scopes: list[dict[str, Value]] = field(default_factory=lambda: [{}])
 
     def find(self, name: str) -> dict[str, Value] | None:
-        return next((s for s in reversed(self.scopes) if name in s), None)
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope
+        return None
 
 
 _OPERATORS: dict[type[ast.AST], str] = {
@@ -74,8 +77,12 @@ def symbol_of(node: ast.AST) -> str:
 
 
 @functools.cache
-def signature_of(body: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(body)
+def signature_of(body: Callable[..., Any]) -> tuple[inspect.Signature, int]:
+    """How a function is called, and with how many arguments if all are positional and wanted."""
+    signature = inspect.signature(body)
+    parameters = signature.parameters.values()
+    plain = all(p.kind == p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters)
+    return signature, len(parameters) if plain else -1
 
 
 class Expressions:
@@ -86,6 +93,7 @@ class Expressions:
         self.block: list[ir.Stmt] = []
         self.scratch: list[ir.Buffer] = []
         self.used: dict[str, int] = {}
+        self.outer: dict[tuple[Source, str], Value] = {}  # names from outside of functions
         self.fixed: set[str] = set()  # loop and task variables, scalars: never assigned
         self.pending_loads = 0  # loads that the current statement has evaluated, but not yet run
         self.stores = 0
@@ -120,34 +128,34 @@ class Expressions:
     def evaluate(self, node: ast.expr) -> Value:
         """The value of a syntax node; KernelError with a caret where a type rule is broken."""
         try:
-            match node:
-                case ast.Constant(value=bool() | int() | float() as number):
-                    return number
-                case ast.Name(id=name):
-                    return self.lookup(name)
-                case ast.BinOp(left=left, op=op, right=right):
-                    a, b = self.operand(left), self.operand(right)
-                    return check.binary(symbol_of(op), a, b)
-                case ast.Compare(left=left, ops=[op], comparators=[right]):
-                    a, b = self.operand(left), self.operand(right)
-                    return check.compare(symbol_of(op), a, b)
-                case ast.UnaryOp(op=ast.USub(), operand=inner):
-                    return check.negate(self.operand(inner))
-                case ast.UnaryOp(op=ast.Not(), operand=inner):
-                    return check.logical_not(self.operand(inner))
-                case ast.BoolOp(op=op, values=values):
-                    return self.logical("and" if isinstance(op, ast.And) else "or", values)
-                case ast.IfExp():
-                    return self.choose(node)
-                case ast.Subscript():
-                    return self.read_subscript(node)
-                case ast.Call():
-                    return self.call(node)
-                case ast.Compare():
-                    raise Mismatch("chained comparisons are not supported in kernels")
-            raise Mismatch("this construct is not supported in kernels here")
+            return RULES.get(type(node), Expressions.unsupported)(self, node)
         except Mismatch as error:
             raise self.error(node, str(error)) from None
+
+    def unsupported(self, node: Any) -> Value:
+        raise Mismatch("this construct is not supported in kernels here")
+
+    def number(self, node: ast.Constant) -> Value:
+        if not isinstance(node.value, (bool, int, float)):
+            return self.unsupported(node)
+        return node.value
+
+    def arithmetic(self, node: ast.BinOp) -> Value:
+        a, b = self.operand(node.left), self.operand(node.right)
+        return check.binary(symbol_of(node.op), a, b)
+
+    def comparison(self, node: ast.Compare) -> Value:
+        if len(node.ops) > 1:
+            raise Mismatch("chained comparisons are not supported in kernels")
+        a, b = self.operand(node.left), self.operand(node.comparators[0])
+        return check.compare(symbol_of(node.ops[0]), a, b)
+
+    def unary(self, node: ast.UnaryOp) -> Value:
+        if isinstance(node.op, ast.USub):
+            return check.negate(self.operand(node.operand))
+        if isinstance(node.op, ast.Not):
+            return check.logical_not(self.operand(node.operand))
+        return self.unsupported(node)
 
     def operand(self, node: ast.expr) -> Operand:
         value = self.evaluate(node)
@@ -157,10 +165,16 @@ class Expressions:
             raise self.error(node, "a value is wanted here")
         return value
 
-    def lookup(self, name: str) -> Value:
+    def lookup(self, node: ast.Name) -> Value:
+        name, source = node.id, self.frame.source
         scope = self.frame.find(name)
         if scope is not None:
             return scope[name]
+        if (source, name) not in self.outer:
+            self.outer[source, name] = self.lookup_outside(name)
+        return self.outer[source, name]
+
+    def lookup_outside(self, name: str) -> Value:
         found = self.frame.source.globals.get(name)
         if isinstance(found, (bool, int, float, InlineFunction)):
             return found
@@ -185,8 +199,11 @@ class Expressions:
             raise Mismatch(f"{function.name}(...) cannot stand here")
         arguments = [self.evaluate(a) for a in node.args]
         keywords = {k.arg or "**": self.evaluate(k.value) for k in node.keywords}
+        signature, count = signature_of(function.body)
+        if len(arguments) == count and not keywords:
+            return function.build(*arguments)
         try:
-            bound = signature_of(function.body).bind(*arguments, **keywords)
+            bound = signature.bind(*arguments, **keywords)
         except TypeError as error:
             raise Mismatch(f"{function.name}: {error}") from None
         return function.build(*bound.args)
@@ -323,10 +340,11 @@ class Expressions:
         self.block.append(ir.If(condition, blocks[0], blocks[1]))
         return var
 
-    def logical(self, name: str, nodes: list[ast.expr]) -> Operand:
+    def logical(self, expression: ast.BoolOp) -> Operand:
         """`and` / `or`, left to right; stops where Python would."""
-        left = self.operand(nodes[0])
-        for node in nodes[1:]:
+        name = "and" if isinstance(expression.op, ast.And) else "or"
+        left = self.operand(expression.values[0])
+        for node in expression.values[1:]:
             known = check.static_number(left)
             if known is not None:
                 if bool(known) == (name == "or"):
@@ -354,6 +372,19 @@ class Expressions:
         if isinstance(value, (ir.Op, ir.Load)):
             return self.declare(name, value)
         return value
+
+
+RULES: dict[type[ast.AST], Callable[[Expressions, Any], Value]] = {
+    ast.Constant: Expressions.number,
+    ast.Name: Expressions.lookup,
+    ast.BinOp: Expressions.arithmetic,
+    ast.Compare: Expressions.comparison,
+    ast.UnaryOp: Expressions.unary,
+    ast.BoolOp: Expressions.logical,
+    ast.IfExp: Expressions.choose,
+    ast.Subscript: Expressions.read_subscript,
+    ast.Call: Expressions.call,
+}
 
 
 def register_name(array: RegisterArray, indices: list[Operand]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ondevice.lang.library import Library
 from ondevice.targets.target import Target
@@ -14,3 +15,4 @@ class Context:
 
     target: Target
     library: Library
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)  # what takes long to find

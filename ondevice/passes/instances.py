@@ -14,9 +14,10 @@ from ondevice.passes.context import Context
 
 
 class Instances:
-    """Those of one graph, each made once."""
+    """Those of one graph, each made once. `instances_of` shares them among passes."""
 
     def __init__(self, graph: Graph, context: Context) -> None:
+        self.nodes = graph.nodes
         self.types = graph.types()
         self.context = context
         self._known: dict[tuple[str, Choice], tuple[Instance, ...]] = {}
@@ -41,14 +42,25 @@ class Instances:
 
     def _made(self, choice: Choice, node: Node) -> tuple[Instance, ...]:
         library = self.context.library
-        instances = []
-        for variant in self.context.target.cpu.variants:
-            name, schedule = choice.on(variant.name)
-            row = library.kernels[name]
-            instances.append(instantiate(library, row, node, self.types, schedule))
-        if len({(i.buffers, i.scalars, extents_of(i)) for i in instances}) != 1:
+        own = [choice.on(variant.name) for variant in self.context.target.cpu.variants]
+        made = {
+            (name, schedule): instantiate(
+                library, library.kernels[name], node, self.types, schedule
+            )
+            for name, schedule in dict.fromkeys(own)
+        }
+        instances = [made[row] for row in own]
+        if len({(i.buffers, i.scalars, extents_of(i)) for i in made.values()}) != 1:
             raise GraphError(f"{choice.kernel}: CPU variants differ in their arguments or tasks")
         return tuple(instances)
+
+
+def instances_of(graph: Graph, context: Context) -> Instances:
+    """Those of a graph, or of one that differs in where values lie only."""
+    found = context.kept.get("instances")
+    if not isinstance(found, Instances) or found.nodes is not graph.nodes:
+        found = context.kept["instances"] = Instances(graph, context)
+    return found
 
 
 def extents_of(instance: Instance) -> tuple[Extent, ...]:

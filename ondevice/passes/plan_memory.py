@@ -12,7 +12,7 @@ from ondevice.graph.ops import OPS
 from ondevice.passes.alignment import Memory
 from ondevice.passes.arena import arena_sizes, size_bytes
 from ondevice.passes.context import Context
-from ondevice.passes.instances import Instances
+from ondevice.passes.instances import instances_of
 from ondevice.passes.phases import always_apart, plan_phases
 
 
@@ -23,7 +23,7 @@ def plan_memory(graph: Graph, context: Context) -> Graph:
     size have: taken earlier it would make launches wait that have nothing else to do with each
     other.
     """
-    apart = always_apart(plan_phases(graph, Instances(graph, context), by_value(graph)))
+    apart = always_apart(plan_phases(graph, instances_of(graph, context), by_value(graph)))
     last = _last_reads(graph)
     arena = arena_sizes(graph)
     free: list[int] = []

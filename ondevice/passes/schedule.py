@@ -25,7 +25,7 @@ from ondevice.lang.text import print_kernel
 from ondevice.passes.alignment import Memory
 from ondevice.passes.arena import arena_sizes
 from ondevice.passes.context import Context
-from ondevice.passes.instances import Instances, tasks_of
+from ondevice.passes.instances import Instances, instances_of, tasks_of
 from ondevice.passes.phases import plan_phases
 from ondevice.passes.plan_memory import slots
 from ondevice.passes.roles import Placed, Role, assign_roles
@@ -62,7 +62,7 @@ def schedule(
     """
     kernels = KernelTable()
     places = _places(graph, frame)
-    instances = Instances(graph, context)
+    instances = instances_of(graph, context)
     if barriers_everywhere:
         roles, worker_bytes = _all_wait(graph), 0
     else:
@@ -114,8 +114,8 @@ class KernelTable:
 
     kernels: list[VariantKernels] = field(default_factory=list)
     rows: list[ProgramKernel] = field(default_factory=list)
-    _known: dict[VariantKernels, int] = field(default_factory=dict)
-    _same: dict[tuple[int, ...], int] = field(default_factory=dict)  # to hash a kernel takes long
+    _known: dict[tuple[str, ...], int] = field(default_factory=dict)
+    _same: dict[tuple[int, ...], int] = field(default_factory=dict)  # to print a kernel takes long
 
     def number(self, kernels: VariantKernels) -> int:
         same = tuple(map(id, kernels))
@@ -124,15 +124,17 @@ class KernelTable:
         return self._same[same]
 
     def _number(self, kernels: VariantKernels) -> int:
-        if kernels not in self._known:
-            texts = dict.fromkeys(map(print_kernel, kernels))
-            digest = hashlib.sha256("".join(texts).encode()).hexdigest()
-            self._known[kernels] = len(self.kernels)
+        each = {id(kernel): kernel for kernel in kernels}
+        printed = {place: print_kernel(kernel) for place, kernel in each.items()}
+        texts = tuple(printed[id(kernel)] for kernel in kernels)
+        if texts not in self._known:
+            digest = hashlib.sha256("".join(dict.fromkeys(texts)).encode()).hexdigest()
+            self._known[texts] = len(self.kernels)
             symbol = f"od_{kernels[-1].name}_{digest[:8]}"
             scratch_bytes = max(kernel.scratch_bytes for kernel in kernels)
             self.kernels.append(kernels)
             self.rows.append(ProgramKernel(symbol, scratch_bytes, digest))
-        return self._known[kernels]
+        return self._known[texts]
 
 
 def _memory(places: Mapping[str, Argument]) -> Memory:
