@@ -243,7 +243,7 @@ ROWS = (
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
     KernelDef(
         "gemv_int", "matmul", matmul_int, partial(bind_matmul_int, 1),
-        (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4)),
+        (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("ahead", 4)),
         max_rows=1, holes=("epilogue",), live=INT_LIVE, shared=INT_SHARED,
     ),
     *(
@@ -251,7 +251,7 @@ ROWS = (
             f"gemm_int_{most}", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
             (
                 ("tile", ACTIVATION_TILE), ("strip", 4 // blocks), ("tokens", most),
-                ("blocks", blocks),
+                ("blocks", blocks), ("ahead", 4),
             ),
             min_rows=most // 2 + 1, max_rows=most, holes=("epilogue",), live=INT_LIVE,
             shared=INT_SHARED,

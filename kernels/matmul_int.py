@@ -126,6 +126,21 @@ def add_group(
             acc[m, r] = fma(sums[m, r], units * vec(unit, 16), acc[m, r])
 
 
+@inline
+def fetch_ahead(w: u8[NB, ROW], b, g, groups, *, bits: int, minima: bool, blocks: int, ahead: int):
+    """Group g + `ahead`, of these blocks or the next: a CPU sees no stream in short rows"""
+    most = min(ahead, groups)
+    wraps = g + most >= groups
+    later = g + most - (groups if wraps else 0)
+    header = section_at(later // 4, bits=bits, minima=minima) + later % 4 * 64
+    codes = codes_at(later // 4, later % 4, bits=bits, minima=minima)
+    for r in unroll(blocks):
+        block = min(b + r + (blocks if wraps else 0), NB - 1)
+        prefetch(w, block, header)
+        for line in unroll(bits * 2):
+            prefetch(w, block, codes + line * 64)
+
+
 @kernel
 def matmul_int(
     x: u8[T, G, LINES, BYTES],
@@ -139,10 +154,12 @@ def matmul_int(
     strip: int,
     tokens: int,
     blocks: int,
+    ahead: int,
 ):
     """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 64 (quantize_rows)
 
-    A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time.
+    A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time,
+    and fetches what comes `ahead` groups later.
     """
     for strip_, t in parallel(ceildiv(NB, strip * blocks), T):
         for part in range(tile // tokens):
@@ -152,6 +169,11 @@ def matmul_int(
                     acc = registers(vec(0.0, 16), tokens, blocks)
                     for section in range(ceildiv(G, 4)):
                         for q in range(min(4, G - section * 4)):
+                            if ahead > 0:
+                                fetch_ahead(
+                                    w, b, section * 4 + q, G,
+                                    bits=bits, minima=minima, blocks=blocks, ahead=ahead,
+                                )  # fmt: skip
                             add_group(
                                 acc, x, w, t, b, section, q, part, bits=bits, minima=minima,
                                 tile=tile, tokens=tokens, blocks=blocks,

@@ -65,7 +65,8 @@ def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features:
     own = []
     for variant, vectors in zip(cpu.variants, rooms, strict=True):
         kernel, schedule = choice.on(variant.name)
-        own.append((kernel, _fitted(kernels[kernel], schedule, cells, vectors)))
+        schedule = _fitted(kernels[kernel], schedule, cells, vectors)
+        own.append((kernel, _fetching(schedule, variant)))
     return _special(choice, own, cpu)
 
 
@@ -117,3 +118,10 @@ def _fitted(row: KernelDef, schedule: Attrs, cells: int, vectors: int) -> Attrs:
     if "strip" in sizes:
         sizes["strip"] = cells // sizes.get("blocks", 1)
     return tuple((name, sizes.get(name, value)) for name, value in schedule)
+
+
+def _fetching(schedule: Attrs, variant: CpuVariant) -> Attrs:
+    """With vectors of 16 bytes a line takes so many instructions that no more are worth it."""
+    if variant.vector_bits > 128:
+        return schedule
+    return tuple((name, 0 if name == "ahead" else value) for name, value in schedule)
