@@ -1,7 +1,8 @@
 """Floats to integers and scales: activations while a step runs, weights while a bundle is built.
 
 Activations have a scale for each 64, weights a unit for each 256 and, of 4 bits, whole scales and
-minima for each 32 in it (`quant/layout.py`). The packers work on 16 rows at a time, one lane a row, over a transposed copy in worker scratch.
+minima for each 32 in it (`quant/layout.py`). The packers work on 16 rows at a time, one lane a row,
+over a transposed copy in worker scratch.
 """
 
 from __future__ import annotations
