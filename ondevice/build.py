@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
 from ondevice.passes.context import Context
 from ondevice.passes.plan_memory import slots
-from ondevice.passes.report import report_program
+from ondevice.passes.report import predicted_times, report_program
 from ondevice.passes.schedule import Frame, VariantKernels, schedule
+from ondevice.passes.times import Times
 from ondevice.progress import SILENT, Progress
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.balance import Heads, balanced
@@ -113,7 +115,8 @@ def build(
             return dump.directory
         weights = planned.weights
         moved = report_program(planned.stages, compiled.program, planned.context)
-        report.add_section("program", moved.figures(), moved.summary())
+        report.add_section("program", moved.figures, moved.summary())
+        report.add_section("predicted", partial(_predicted, planned, compiled))
         code = _compile(compiled, target, dump, progress)
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, code, target)
@@ -160,6 +163,12 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _predicted(planned: Planned, compiled: Compiled) -> dict[str, Any]:
+    cpu = planned.context.target.cpu
+    times = Times(planned.graph, compiled.program, compiled.kernels, cpu)
+    return predicted_times(times, compiled.program)
 
 
 def _locate(model: str, progress: Progress) -> Path:

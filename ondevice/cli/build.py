@@ -42,7 +42,9 @@ def build(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write bytes, bits and error of every tensor as JSON."),
+        typer.Option(
+            metavar="FILE", help="Write errors of tensors, tiles and predicted times as JSON."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -26,6 +26,12 @@ def profile(
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", min=1, help="One per core by default.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What build --report wrote: show the times it predicted, too."
+        ),
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write every launch as JSON.")
     ] = None,
@@ -38,12 +44,12 @@ def profile(
     from ondevice.gate.profile import profile as measure
     from ondevice.gate.profile_text import chrome_trace, print_report
 
-    report = measure(bundle, prompt, generate, depth, threads)
+    measured = measure(bundle, prompt, generate, depth, threads, report)
     if as_json is not None:
-        _write(as_json, report.figures())
+        _write(as_json, measured.figures())
     if trace is not None:
-        _write(trace, chrome_trace(report))
-    print(print_report(report))
+        _write(trace, chrome_trace(measured))
+    print(print_report(measured))
 
 
 def _write(path: Path, value: Any) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ondevice.bundle.read import open_bundle
 from ondevice.errors import OndeviceError
 from ondevice.gate.bench import generate_s, prompt_s
 from ondevice.gate.ceilings import compile_ceilings, measure_ceilings
+from ondevice.gate.predicted import Predicted, last_cache_bytes, measured_speed, read_predicted
 from ondevice.passes.traffic import Step
 from ondevice.runtime.conversation import Conversation
 from ondevice.runtime.engine import Engine
@@ -54,6 +56,7 @@ class LaunchRow:
     weight_bytes: int
     kv_bytes: int
     operations: int
+    predicted_ns: float = 0  # of `busy_ns`, by the build; 0 where it did not
 
     @property
     def op(self) -> str:
@@ -134,10 +137,12 @@ def profile(
     generate: int = 128,
     depth: int = 0,
     threads: int | None = None,
+    report: Path | None = None,
 ) -> Report:
     """Profile a prompt of `prompt` tokens and `generate` tokens, each behind `depth` others.
 
-    0 leaves a phase out. Raises OndeviceError where that does not fit the context.
+    0 leaves a phase out. `report` is what `build --report` wrote: times that it predicted are
+    given for this machine. Raises OndeviceError where that does not fit the context.
     """
     opened = open_bundle(bundle)
     program = opened.read_program()
@@ -152,13 +157,16 @@ def profile(
     ) as engine:
         count = engine.info.threads
         cpus = sorted(os.sched_getaffinity(0))
+        variant = engine.info.variant
+        predicted = None if report is None else read_predicted(report, variant)
         ceilings = measure_ceilings(compile_ceilings(debug.cache_dir()), cpus[:count])
         phases = []
         if prompt:
             phases.append(_prefill(engine, program, prompt, depth))
         if generate:
             phases.append(_decode(engine, program, generate, depth))
-        variant = engine.info.variant
+        if predicted is not None:
+            phases = [_with_predicted(phase, predicted, ceilings) for phase in phases]
     return Report(opened.manifest.name, variant, count, ceilings, tuple(phases))
 
 
@@ -212,6 +220,19 @@ def _phase(
         barriers_per_layer=in_layer,
         trace=last_step(events),
     )
+
+
+def _with_predicted(phase: Phase, predicted: Predicted, ceilings: Mapping[str, Any]) -> Phase:
+    """The step in the middle of the phase stands for all."""
+    middle = phase.steps[len(phase.steps) // 2]
+    speed = measured_speed(predicted.speed, ceilings)
+    size = last_cache_bytes(predicted.last_bytes)
+    us = predicted.launch_us(middle.rows, middle.depth, speed, size)
+    rows = tuple(
+        replace(row, predicted_ns=1e3 * row.runs * us.get((row.op, row.symbol), 0))
+        for row in phase.rows
+    )
+    return replace(phase, rows=rows)
 
 
 def _rows(

@@ -74,7 +74,21 @@ def _table(title: str, report: Report, phase: Phase, key: Callable[[LaunchRow], 
     lines.append(_line("all launches", _sum(phase.rows), report, phase))
     outside = _Sum(0, phase.outside_ns, 0, 0, 0, 0)
     lines.append(_line("outside launches", outside, report, phase))
+    if any(row.predicted_ns for row in phase.rows):
+        predicted = [_predicted(rows, phase) for rows in (*groups.values(), phase.rows)]
+        cells = [("predicted us", "us / predicted"), *predicted, ("", "")]
+        lines = [(*line, *more) for line, more in zip(lines, cells, strict=True)]
     return _aligned(lines)
+
+
+def _predicted(rows: Sequence[LaunchRow], phase: Phase) -> tuple[str, str]:
+    """What the build predicted for these launches in a step, and how far it is from the truth."""
+    known = [row for row in rows if row.predicted_ns]
+    total = sum(row.predicted_ns for row in known)
+    if not total:
+        return "", ""
+    busy = sum(row.busy_ns for row in known)
+    return f"{total / len(phase.steps) / 1e3:.1f}", f"{busy / total:.2f}"
 
 
 def _line(name: str, total: _Sum, report: Report, phase: Phase) -> tuple[str, ...]:

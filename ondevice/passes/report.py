@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,10 @@ from ondevice.graph.graph import Graph
 from ondevice.passes.arena import arena_sizes
 from ondevice.passes.context import Context
 from ondevice.passes.fuse import PROMPT, TOKEN, Fusion, fuse_by_bytes
+from ondevice.passes.times import Times, starred
 from ondevice.passes.traffic import Step, Traffic, graph_traffic, value_bytes
+
+DEPTHS = (64, 512, 2048)  # behind which a token is predicted, as far as the context goes
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,27 @@ def report_program(
     return ProgramReport(tuple(steps), tuple(_of_all_layers(fusions)))
 
 
+def predicted_times(times: Times, program: Program) -> dict[str, Any]:
+    """Each kernel's tile and time, on each CPU variant as the target describes it, for JSON.
+
+    The steps are those of `report_program`, the token at several depths.
+    """
+    steps = [Step(min(PROMPT.rows, program.prefill_chunk_tokens))]
+    steps += [Step(1, 1, depth) for depth in DEPTHS if depth < program.context_tokens]
+    speed = times.cpu.speed
+    sizes = {name: getattr(times.cpu, f"{name}_bytes") for name in ("l1", "l2", "last")}
+    return {
+        "assumed": {**asdict(speed), **{f"{name}_bytes": size for name, size in sizes.items()}},
+        "variants": [
+            {
+                "name": variant.name,
+                "steps": [times.step(variant, step).figures(speed) for step in steps],
+            }
+            for variant in times.cpu.variants
+        ],
+    }
+
+
 def cached_bytes(graph: Graph, running: Sequence[Launch], sizes: Mapping[str, int]) -> int:
     """Bytes that are read where they were just written: in the same claim, or by each worker."""
     nodes = {node.output.name: node for node in graph.nodes}
@@ -114,18 +137,14 @@ def _of_all_layers(fusions: Sequence[Fusion]) -> list[tuple[Fusion, int]]:
     """Fusions that only differ in the layer as one, with their number and savings together."""
     found: dict[tuple[str, str], tuple[Fusion, int]] = {}
     for one in fusions:
-        source = _starred(one.source)
+        source = starred(one.source)
         before, count = found.get((one.op, source), (None, 0))
         prompt, token = one.saved_by_prompt, one.saved_by_token
         if before is not None:
             prompt, token = prompt + before.saved_by_prompt, token + before.saved_by_token
-        into = tuple(map(_starred, one.into))
+        into = tuple(map(starred, one.into))
         found[one.op, source] = (Fusion(one.op, source, into, prompt, token), count + 1)
     return list(found.values())
-
-
-def _starred(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _per_token(moved: Traffic, step: Step) -> dict[str, float]:

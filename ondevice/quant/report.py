@@ -46,7 +46,8 @@ class QuantReport:
 
     def __init__(self) -> None:
         self.tensors: list[TensorFigures] = []
-        self.sections: dict[str, Any] = {}  # what else a build has to report: figures by name
+        # What else a build has to report: figures by name, found when they are asked for.
+        self.sections: dict[str, Callable[[], Any]] = {}
         self.texts: list[str] = []  # and lines for people
         self._known: dict[str, tuple[float, float]] = {}
         self._note: Callable[[str], None] = lambda text: None
@@ -75,16 +76,17 @@ class QuantReport:
             TensorFigures(entry.name, scheme, entry.shape, entry.size_bytes, squared_error, power)
         )
 
-    def add_section(self, name: str, figures: Any, text: str) -> None:
+    def add_section(self, name: str, figures: Callable[[], Any], text: str = "") -> None:
         """Report something else too: `figures` in the JSON, `text` in the summary."""
         self.sections[name] = figures
-        self.texts.append(text)
+        self.texts += [text] if text else []
 
     def json(self) -> str:
         """All tensors and their total; `error` is relative, 0 where every bit was kept."""
         total = {"size_bytes": _bytes(self.tensors), "bits_per_weight": _bits(self.tensors)}
         rows = [_figures(tensor) for tensor in self.tensors]
-        whole = {"tensors": rows, "total": total, **self.sections}
+        sections = {name: figures() for name, figures in self.sections.items()}
+        whole = {"tensors": rows, "total": total, **sections}
         return json.dumps(whole, indent=2) + "\n"
 
     def write(self, path: Path) -> None:

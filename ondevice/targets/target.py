@@ -22,11 +22,32 @@ class CpuVariant:
     name: str
     vector_bits: int  # the widest registers this variant may use
     vector_registers: int
+    vector_pipes: int  # that compute on these registers
     features: tuple[str, ...]
     base: str = ""  # the variant whose code this one shares where it computes the same kernel
 
     def has(self, feature: str) -> bool:
         return feature in self.features
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one core does in a cycle, and what memory gives: for predicted times, not for code.
+
+    Bandwidths are what a loop that only reads gets, all levels on the way included.
+    """
+
+    cores: int
+    ghz: float
+    issue: int  # instructions a cycle
+    multiply_pipes: int  # of the vector pipes, those that multiply
+    load_pipes: int
+    store_pipes: int
+    l2_bytes_per_cycle: float
+    last_gb_per_s: float  # from the last cache, for each core
+    memory_gb_per_s: float  # for all cores together
+    launch_ns: float  # to claim tasks of a launch, and to start them
+    barrier_ns: float  # until all cores know that all are done
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,8 @@ class Cpu:
     variants: tuple[CpuVariant, ...]
     l1_bytes: int  # per core, data
     l2_bytes: int  # per core
+    last_bytes: int  # of the cache that all cores share
+    speed: Speed
 
     def has(self, feature: str) -> bool:
         """Whether every CPU of this target has `feature`: whether all variants list it."""

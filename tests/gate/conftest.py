@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ondevice.build import build
+from ondevice.quant.report import QuantReport
 from ondevice.recipe import load_recipe
 
 TEXT = """Once there was a small boat that lived by the sea. Every morning the boat said hello to
@@ -25,7 +26,16 @@ said Tim. "Now you can hold it first." From that day on they always shared the r
 
 @pytest.fixture(scope="session")
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(load_recipe("stories260k"), tmp_path_factory.mktemp("gate") / "stories.bundle")
+    place, report = tmp_path_factory.mktemp("gate"), QuantReport()
+    built = build(load_recipe("stories260k"), place / "stories.bundle", report=report)
+    report.write(place / "report.json")
+    return built
+
+
+@pytest.fixture(scope="session")
+def stories_report(stories: Path) -> Path:
+    """What the build of `stories` reported."""
+    return stories.with_name("report.json")
 
 
 @pytest.fixture

@@ -1,0 +1,238 @@
+"""How long launches will take, from kernels and the description of a CPU alone: nothing is run.
+
+A core's time in a launch is a sum: what its pipes need for the instructions of its tasks, and what
+each level of memory needs to hand over the bytes that cross it. That the two do not overlap is the
+execution-cache-memory model (Stengel, Treibig, Hager and Wellein, ICS 2015).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ondevice.bundle.program import (
+    KV_BLOCK_TOKENS,
+    KV_SPAN_TOKENS,
+    Launch,
+    Program,
+    Space,
+    StepBuffer,
+)
+from ondevice.graph.graph import Attrs, Choice, Graph, Node
+from ondevice.lang.kernel_ir import Kernel
+from ondevice.lang.runs import Launched, Value
+from ondevice.lang.work import Piece, pieces, walk_pieces
+from ondevice.passes.instructions import uses_of
+from ondevice.passes.schedule import VariantKernels
+from ondevice.passes.traffic import Step, traffic
+from ondevice.targets.target import Cpu, CpuVariant, Speed
+
+BLOCKS_PER_SPAN = KV_SPAN_TOKENS // KV_BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a launch asks of the machine, all its tasks together.
+
+    `cycles` are those of one core whose data is all in its first cache. Each byte counts where it
+    comes from: the second cache, the last one, or, `fresh`, that one or memory: weights and KV.
+    Workers claim it in `claims` pieces; 0 where each computes all of it for itself.
+    """
+
+    cycles: float
+    l2_bytes: int
+    last_bytes: int
+    fresh_bytes: int
+    claims: int
+
+    def parts_ns(self, speed: Speed, from_memory: bool) -> dict[str, float]:
+        """Where the time of the busiest core goes."""
+        active = min(speed.cores, self.claims or speed.cores)
+        share = -(-self.claims // speed.cores) / self.claims if self.claims else 1.0
+        last = speed.last_gb_per_s
+        fresh = min(last, speed.memory_gb_per_s / active) if from_memory else last
+        fresh_ns = share * self.fresh_bytes / fresh
+        return {
+            "start": speed.launch_ns,
+            "instructions": share * self.cycles / speed.ghz,
+            "second cache": share * self.l2_bytes / (speed.l2_bytes_per_cycle * speed.ghz),
+            "last cache": share * self.last_bytes / last + (0 if from_memory else fresh_ns),
+            "memory": fresh_ns if from_memory else 0.0,
+        }
+
+    def us(self, speed: Speed, from_memory: bool) -> float:
+        return sum(self.parts_ns(speed, from_memory).values()) / 1e3
+
+
+@dataclass(frozen=True)
+class LaunchTime:
+    """The launches of one kind in a step; `op` is what they compute, the same for all layers."""
+
+    op: str
+    kernel: str
+    symbol: str
+    tile: Attrs
+    count: int
+    tasks: int
+    demand: Demand  # of one of them
+
+    def figures(self, speed: Speed, from_memory: bool) -> dict[str, Any]:
+        parts = self.demand.parts_ns(speed, from_memory)
+        return {
+            "op": self.op,
+            "kernel": self.kernel,
+            "symbol": self.symbol,
+            "tile": dict(self.tile),
+            "count": self.count,
+            "tasks": self.tasks,
+            **asdict(self.demand),
+            "us": self.demand.us(speed, from_memory),
+            "bound": max(parts, key=lambda name: parts[name]),
+        }
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A step on one CPU variant. `from_memory`: its weights and KV do not fit the last cache."""
+
+    step: Step
+    barriers: int
+    from_memory: bool
+    launches: tuple[LaunchTime, ...]
+
+    def us(self, speed: Speed) -> float:
+        launches = sum(one.count * one.demand.us(speed, self.from_memory) for one in self.launches)
+        return launches + self.barriers * speed.barrier_ns / 1e3
+
+    def figures(self, speed: Speed) -> dict[str, Any]:
+        return {
+            "tokens": self.step.rows,
+            "depth": self.step.depth,
+            "us": self.us(speed),
+            "barriers": self.barriers,
+            "from_memory": self.from_memory,
+            "launches": [one.figures(speed, self.from_memory) for one in self.launches],
+        }
+
+
+def starred(name: str) -> str:
+    """The name of a value, the same for all layers."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+class Times:
+    """Those of one program. What kernels do is found once: variants and steps share them."""
+
+    def __init__(
+        self, graph: Graph, program: Program, kernels: Sequence[VariantKernels], cpu: Cpu
+    ) -> None:
+        self.program, self.kernels, self.cpu = program, kernels, cpu
+        self.nodes = {node.output.name: node for node in graph.nodes}
+        self.types = graph.types()
+        self.weights = {value.name for value in graph.weights}
+        self._pieces: dict[int, Piece] = {}
+        self._launched: dict[object, Launched] = {}
+
+    def step(self, variant: CpuVariant, step: Step) -> StepTime:
+        """A step on a CPU variant of the target."""
+        sizes = {**step.sizes, "P": step.sizes["T"] * BLOCKS_PER_SPAN}
+        found: dict[object, LaunchTime] = {}
+        fresh = 0
+        for launch in self.program.running(sizes):
+            moved = traffic(self.nodes[launch.source], self.weights, self.types, step)
+            own = moved.weights + moved.kv
+            fresh += own
+            kind = starred(launch.source), launch.kernel, own, launch.chunk, launch.each
+            if kind in found:
+                found[kind] = replace(found[kind], count=found[kind].count + 1)
+            else:
+                found[kind] = self._launch(launch, own, variant, step, sizes)
+        from_memory = fresh > self.cpu.last_bytes
+        return StepTime(step, self.program.barriers(sizes)[0], from_memory, tuple(found.values()))
+
+    def _launch(
+        self,
+        launch: Launch,
+        fresh_bytes: int,
+        variant: CpuVariant,
+        step: Step,
+        sizes: Mapping[str, int],
+    ) -> LaunchTime:
+        kernel = self.kernels[launch.kernel][self.cpu.variants.index(variant)]
+        row, tile = _choice(self.nodes[launch.source], launch, sizes).on(variant.name)
+        tasks = launch.tasks.evaluate(sizes)
+        claims = 0 if launch.each else -(-tasks // launch.chunk)
+        work = demand(
+            self._run(launch, kernel, step, sizes), fresh_bytes, self.cpu, variant, claims
+        )
+        symbol = self.program.kernels[launch.kernel].symbol
+        return LaunchTime(starred(launch.source), row, symbol, tile, 1, tasks, work)
+
+    def _run(
+        self, launch: Launch, kernel: Kernel, step: Step, sizes: Mapping[str, int]
+    ) -> Launched:
+        values = [extent.evaluate(sizes) for extent in launch.scalars]
+        key = id(kernel), tuple(values), step
+        if key not in self._launched:
+            if id(kernel) not in self._pieces:
+                self._pieces[id(kernel)] = pieces(kernel)
+            scalars = dict(zip(kernel.scalars, values, strict=True))
+            steering = dict(_steering(launch, kernel, step))
+            self._launched[key] = Launched(kernel, self._pieces[id(kernel)], scalars, steering)
+        return self._launched[key]
+
+
+def _choice(node: Node, launch: Launch, sizes: Mapping[str, int]) -> Choice:
+    """The one that this launch of the node is."""
+    rows, spans = launch.rows.evaluate(sizes), sizes["T"]
+    return next(
+        choice
+        for choice in node.choices
+        if choice.min_rows <= rows <= choice.max_rows
+        and choice.min_spans <= spans <= choice.max_spans
+    )
+
+
+def demand(
+    launched: Launched, fresh_bytes: int, cpu: Cpu, variant: CpuVariant, claims: int
+) -> Demand:
+    """Of a kernel that runs all its tasks; `fresh_bytes` are those of weights and KV."""
+    runs = launched.executions
+    cycles = sum(
+        runs[id(piece)] * piece_cycles(piece, variant, cpu.speed)
+        for piece in walk_pieces(launched.piece)
+        if id(piece) in runs
+    )
+    inner, outer = (launched.crossing(size) for size in (cpu.l1_bytes, cpu.l2_bytes))
+    fresh = min(outer, fresh_bytes)
+    return Demand(cycles, max(0, inner - outer), outer - fresh, fresh, claims)
+
+
+def piece_cycles(piece: Piece, variant: CpuVariant, speed: Speed) -> float:
+    """Of one run of a piece, without those inside of it."""
+    uses = uses_of(piece.operations, variant)
+    return uses.matrix + max(
+        uses.vector / variant.vector_pipes,
+        uses.multiply / speed.multiply_pipes,
+        uses.load / speed.load_pipes,
+        uses.store / speed.store_pipes,
+        (uses.vector + uses.load + uses.store + uses.scalar) / speed.issue,
+        piece.chain,
+    )
+
+
+def _steering(
+    launch: Launch, kernel: Kernel, step: Step
+) -> Iterator[tuple[str, Callable[[tuple[Value, ...]], Value]]]:
+    """What kernels find in the step's buffers, for one conversation whose blocks lie in order."""
+    values: dict[int, Callable[[tuple[Value, ...]], Value]] = {
+        StepBuffer.POSITIONS: lambda at: step.depth + at[0],
+        StepBuffer.SEQUENCE: lambda at: 0,
+        StepBuffer.BLOCK_TABLE: lambda at: at[-1],
+        StepBuffer.LOGIT_ROWS: lambda at: step.rows - 1,
+    }
+    for buffer, argument in zip(kernel.buffers, launch.arguments, strict=True):
+        if argument.space == Space.STEP and argument.index in values:
+            yield buffer.name, values[argument.index]
