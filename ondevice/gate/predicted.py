@@ -12,9 +12,15 @@ from ondevice.errors import OndeviceError
 from ondevice.passes.times import Demand
 from ondevice.targets.target import Speed
 
-# 8-bit operations of a core in a cycle with the instruction that `gate.ceilings` multiplies by: two
-# pipes, but three instructions on three pipes for AVX2.
-CYCLE_OPERATIONS = {"AVX-512 VNNI": 256, "AVX-VNNI": 128, "AVX2": 64, "dotprod": 64}
+# 8-bit operations of a core in a cycle with the instructions that `gate.ceilings` multiplies by: two
+# pipes, but three instructions on three pipes for AVX2; the matrix unit has a product in 16 cycles.
+CYCLE_OPERATIONS = {
+    "AVX-512 VNNI": 256,
+    "AVX-VNNI": 128,
+    "AVX2": 64,
+    "dotprod": 64,
+    "AMX": 2048,
+}
 LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
@@ -69,12 +75,15 @@ def read_predicted(path: Path, variant: str) -> Predicted:
 def measured_speed(described: Speed, ceilings: Mapping[str, Any]) -> Speed:
     """A description with what `gate.ceilings` measured in place of clock, bandwidths and cores."""
     threads = int(ceilings["threads"])
-    each = CYCLE_OPERATIONS.get(ceilings["instruction"])
-    ghz = ceilings["int8_gop_per_s"] / threads / each if each else described.ghz
+    clocks = [
+        ceilings[f"{kind}gop_per_s"] / threads / CYCLE_OPERATIONS[ceilings[name]]
+        for kind, name in (("int8_", "instruction"), ("matrix_", "matrix_instruction"))
+        if ceilings[name] in CYCLE_OPERATIONS
+    ]
     return replace(
         described,
         cores=threads,
-        ghz=ghz,
+        ghz=max(clocks, default=described.ghz),  # what disturbed one did not the other
         last_gb_per_s=ceilings["cached_gb_per_s"] / threads,
         memory_gb_per_s=ceilings["dram_gb_per_s"],
     )

@@ -23,6 +23,7 @@ from ondevice.lang.work import Access, Branch, Loop, Piece, deciding, walk_piece
 Value = int | float
 # The element of a buffer at some indices, as far as control depends on it.
 Loaded = Mapping[str, Callable[[tuple[Value, ...]], Value]]
+LINE_BYTES = 64
 SAMPLED = 4  # rounds of a loop up to which each is looked at
 Range = tuple[int, int]  # both ends included
 Box = tuple[Range, ...]
@@ -44,7 +45,7 @@ class Launched:
     piece: Piece
     scalars: Mapping[str, int]
     loaded: Loaded = field(default_factory=dict)
-    _crossings: dict[int, int] = field(default_factory=dict)
+    _crossings: dict[int, dict[str, int]] = field(default_factory=dict)
     _touched: dict[object, dict[str, Box]] = field(default_factory=dict)
 
     @property
@@ -59,15 +60,23 @@ class Launched:
         walk.tasks(self.piece, tasks, dict(self.scalars), 1.0)
         return dict(walk.runs)
 
-    def crossing(self, capacity: int) -> int:
-        """Bytes that cross a cache of so many bytes while all tasks run in order."""
+    def crossing(self, capacity: int) -> dict[str, int]:
+        """Bytes of each buffer that cross a cache of so many bytes while all tasks run in order."""
         if capacity not in self._crossings:
             crossing = _Crossing(self, capacity)
             most = crossing.accessed(self.executions)
-            self._crossings[capacity] = sum(
-                min(size, most[name]) for name, size in crossing.launch().items()
-            )
+            found = crossing.launch().items()
+            self._crossings[capacity] = {name: min(size, most[name]) for name, size in found}
         return self._crossings[capacity]
+
+    @cached_property
+    def prefetched(self) -> dict[str, int]:
+        """Bytes of each buffer that the kernel fetches ahead."""
+        total: Counter[str] = Counter()
+        for piece in walk_pieces(self.piece):
+            for name, lines in piece.prefetches.items():
+                total[name] += LINE_BYTES * round(lines * self.executions.get(id(piece), 0))
+        return dict(total)
 
 
 class _Executions:

@@ -49,6 +49,7 @@ class Piece:
     """
 
     operations: Counter[Operation] = field(default_factory=Counter)
+    prefetches: Counter[str] = field(default_factory=Counter)  # lines, by buffer
     chain: int = 0
     accesses: tuple[Access, ...] = ()
     inner: list[ir.Assign | Loop | Branch] = field(default_factory=list)
@@ -186,6 +187,7 @@ class _Counting:
                     for index in indices:
                         self.number(index)
                     self.count(Operation("prefetch", ir.INDEX, ir.INDEX))
+                    piece.prefetches[buffer] += 1
                 case ir.DotTile():
                     self.product(statement)
                 case ir.For():

@@ -2,13 +2,14 @@
 
 A core's time in a launch is a sum: what its pipes need for the instructions of its tasks, and what
 each level of memory needs to hand over the bytes that cross it. That the two do not overlap is the
-execution-cache-memory model (Stengel, Treibig, Hager and Wellein, ICS 2015).
+execution-cache-memory model (Stengel, Treibig, Hager and Wellein, ICS 2015); only what a kernel
+fetches ahead comes while it computes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from ondevice.lang.runs import Launched, Value
 from ondevice.lang.work import Piece, pieces, walk_pieces
 from ondevice.passes.instructions import uses_of
 from ondevice.passes.schedule import VariantKernels
-from ondevice.passes.traffic import Step, traffic
+from ondevice.passes.traffic import Step
 from ondevice.targets.target import Cpu, CpuVariant, Speed
 
 BLOCKS_PER_SPAN = KV_SPAN_TOKENS // KV_BLOCK_TOKENS
@@ -37,14 +38,17 @@ class Demand:
     """What a launch asks of the machine, all its tasks together.
 
     `cycles` are those of one core whose data is all in its first cache. Each byte counts where it
-    comes from: the second cache, the last one, or, `fresh`, that one or memory: weights and KV.
-    Workers claim it in `claims` pieces; 0 where each computes all of it for itself.
+    comes from: the second cache, the last one, or, `fresh`, that one or memory: weights and KV. Of
+    the latter two, what the kernel fetches `ahead` comes while it computes. Workers claim it all
+    in `claims` pieces; 0 where each computes it for itself.
     """
 
     cycles: float
     l2_bytes: int
     last_bytes: int
+    last_ahead_bytes: int
     fresh_bytes: int
+    fresh_ahead_bytes: int
     claims: int
 
     def parts_ns(self, speed: Speed, from_memory: bool) -> dict[str, float]:
@@ -53,12 +57,16 @@ class Demand:
         share = -(-self.claims // speed.cores) / self.claims if self.claims else 1.0
         last = speed.last_gb_per_s
         fresh = min(last, speed.memory_gb_per_s / active) if from_memory else last
-        fresh_ns = share * self.fresh_bytes / fresh
+        cycles, l2 = share * self.cycles, share * self.l2_bytes
+        last_ns = share * (self.last_bytes - self.last_ahead_bytes) / last
+        fresh_ns = share * (self.fresh_bytes - self.fresh_ahead_bytes) / fresh
+        ahead_ns = share * (self.last_ahead_bytes / last + self.fresh_ahead_bytes / fresh)
+        fresh_ns += max(0.0, ahead_ns - cycles / speed.ghz)
         return {
             "start": speed.launch_ns,
-            "instructions": share * self.cycles / speed.ghz,
-            "second cache": share * self.l2_bytes / (speed.l2_bytes_per_cycle * speed.ghz),
-            "last cache": share * self.last_bytes / last + (0 if from_memory else fresh_ns),
+            "instructions": cycles / speed.ghz,
+            "second cache": l2 / (speed.l2_bytes_per_cycle * speed.ghz),
+            "last cache": last_ns + (0 if from_memory else fresh_ns),
             "memory": fresh_ns if from_memory else 0.0,
         }
 
@@ -130,8 +138,6 @@ class Times:
     ) -> None:
         self.program, self.kernels, self.cpu = program, kernels, cpu
         self.nodes = {node.output.name: node for node in graph.nodes}
-        self.types = graph.types()
-        self.weights = {value.name for value in graph.weights}
         self._pieces: dict[int, Piece] = {}
         self._launched: dict[object, Launched] = {}
 
@@ -139,34 +145,27 @@ class Times:
         """A step on a CPU variant of the target."""
         sizes = {**step.sizes, "P": step.sizes["T"] * BLOCKS_PER_SPAN}
         found: dict[object, LaunchTime] = {}
-        fresh = 0
         for launch in self.program.running(sizes):
-            moved = traffic(self.nodes[launch.source], self.weights, self.types, step)
-            own = moved.weights + moved.kv
-            fresh += own
-            kind = starred(launch.source), launch.kernel, own, launch.chunk, launch.each
+            kind = starred(launch.source), launch.kernel, launch.tasks, launch.chunk, launch.each
             if kind in found:
                 found[kind] = replace(found[kind], count=found[kind].count + 1)
             else:
-                found[kind] = self._launch(launch, own, variant, step, sizes)
+                found[kind] = self._launch(launch, variant, step, sizes)
+        fresh = sum(one.count * one.demand.fresh_bytes for one in found.values())
         from_memory = fresh > self.cpu.last_bytes
         return StepTime(step, self.program.barriers(sizes)[0], from_memory, tuple(found.values()))
 
     def _launch(
-        self,
-        launch: Launch,
-        fresh_bytes: int,
-        variant: CpuVariant,
-        step: Step,
-        sizes: Mapping[str, int],
+        self, launch: Launch, variant: CpuVariant, step: Step, sizes: Mapping[str, int]
     ) -> LaunchTime:
         kernel = self.kernels[launch.kernel][self.cpu.variants.index(variant)]
         row, tile = _choice(self.nodes[launch.source], launch, sizes).on(variant.name)
         tasks = launch.tasks.evaluate(sizes)
         claims = 0 if launch.each else -(-tasks // launch.chunk)
-        work = demand(
-            self._run(launch, kernel, step, sizes), fresh_bytes, self.cpu, variant, claims
-        )
+        places = zip(kernel.buffers, launch.arguments, strict=True)
+        fresh = {b.name for b, place in places if place.space in (Space.WEIGHTS, Space.KV)}
+        launched = self._run(launch, kernel, step, sizes)
+        work = demand(launched, fresh, self.cpu, variant, claims)
         symbol = self.program.kernels[launch.kernel].symbol
         return LaunchTime(starred(launch.source), row, symbol, tile, 1, tasks, work)
 
@@ -196,18 +195,24 @@ def _choice(node: Node, launch: Launch, sizes: Mapping[str, int]) -> Choice:
 
 
 def demand(
-    launched: Launched, fresh_bytes: int, cpu: Cpu, variant: CpuVariant, claims: int
+    launched: Launched, fresh: Set[str], cpu: Cpu, variant: CpuVariant, claims: int
 ) -> Demand:
-    """Of a kernel that runs all its tasks; `fresh_bytes` are those of weights and KV."""
+    """Of a kernel that runs all its tasks; `fresh` are its buffers of weights and KV."""
     runs = launched.executions
     cycles = sum(
         runs[id(piece)] * piece_cycles(piece, variant, cpu.speed)
         for piece in walk_pieces(launched.piece)
         if id(piece) in runs
     )
-    inner, outer = (launched.crossing(size) for size in (cpu.l1_bytes, cpu.l2_bytes))
-    fresh = min(outer, fresh_bytes)
-    return Demand(cycles, max(0, inner - outer), outer - fresh, fresh, claims)
+    outer = launched.crossing(cpu.l2_bytes)
+    inner = sum(launched.crossing(cpu.l1_bytes).values()) - sum(outer.values())
+    ahead = {name: min(size, launched.prefetched.get(name, 0)) for name, size in outer.items()}
+    last, last_ahead, new, new_ahead = (
+        sum(size for name, size in sizes.items() if (name in fresh) == wanted)
+        for wanted in (False, True)
+        for sizes in (outer, ahead)
+    )
+    return Demand(cycles, max(0, inner), last, last_ahead, new, new_ahead, claims)
 
 
 def piece_cycles(piece: Piece, variant: CpuVariant, speed: Speed) -> float:

@@ -18,6 +18,8 @@ CEILINGS = {
     "threads": 2,
     "instruction": "AVX2",
     "int8_gop_per_s": 384.0,
+    "matrix_instruction": "none",
+    "matrix_gop_per_s": 0.0,
     "dram_gb_per_s": 25.0,
     "cached_gb_per_s": 50.0,
 }
@@ -36,6 +38,8 @@ def test_the_speed_is_that_of_the_ceilings(stories_report: Path, table: dict[str
     assert (speed.cores, speed.ghz) == (2, 3.0)
     assert (speed.last_gb_per_s, speed.memory_gb_per_s) == (25.0, 25.0)
     assert speed.issue == described.issue
+    matrix = {"matrix_instruction": "AMX", "matrix_gop_per_s": 16384.0}
+    assert measured_speed(described, {**CEILINGS, **matrix}).ghz == 4.0
     unknown = measured_speed(described, {**CEILINGS, "instruction": "none"})
     assert unknown.ghz == described.ghz
     assert last_cache_bytes(1 << 20) > 0

@@ -67,7 +67,7 @@ def test_weights_and_cache_are_what_the_step_reads() -> None:
 
 
 def test_a_time_is_the_sum_of_its_parts() -> None:
-    demand = Demand(8000, l2_bytes=6400, last_bytes=1000, fresh_bytes=4000, claims=8)
+    demand = Demand(8000, 6400, 1000, 0, 4000, 0, claims=8)
     assert demand.parts_ns(SPEED, from_memory=False) == {
         "start": 100,
         "instructions": 8000 / 4 / 2.0,
@@ -81,8 +81,18 @@ def test_a_time_is_the_sum_of_its_parts() -> None:
     assert demand.us(SPEED, True) == sum(parts.values()) / 1e3
 
 
+def test_what_is_fetched_ahead_comes_while_it_computes() -> None:
+    late = Demand(8000, 0, 0, 0, 40000, 0, claims=8)
+    ahead = replace(late, fresh_ahead_bytes=40000)
+    half = replace(late, fresh_ahead_bytes=20000)
+    assert late.parts_ns(SPEED, True)["memory"] == 40000 / 20
+    assert ahead.parts_ns(SPEED, True)["memory"] == 40000 / 20 - 1000
+    assert half.parts_ns(SPEED, True)["memory"] == 20000 / 20
+    assert replace(ahead, cycles=16000).parts_ns(SPEED, True)["memory"] == 0
+
+
 def test_the_busiest_core_decides() -> None:
-    whole = Demand(8000, 0, 0, 0, claims=0)  # each worker, for itself
+    whole = Demand(8000, 0, 0, 0, 0, 0, claims=0)  # each worker, for itself
     uneven = replace(whole, claims=5)  # one core takes two of five
     alone = replace(whole, claims=1, fresh_bytes=4000)
     assert whole.parts_ns(SPEED, False)["instructions"] == 4000
