@@ -12,8 +12,8 @@ from ondevice.errors import OndeviceError
 from ondevice.passes.times import Demand
 from ondevice.targets.target import Speed
 
-# 8-bit operations of a core in a cycle with the instructions that `gate.ceilings` multiplies by: two
-# pipes, but three instructions on three pipes for AVX2; the matrix unit has a product in 16 cycles.
+# 8-bit operations of a core in a cycle with the instructions by which `gate.ceilings` multiplies:
+# two pipes, but three instructions on three pipes for AVX2; a tile product in 16 cycles for AMX.
 CYCLE_OPERATIONS = {
     "AVX-512 VNNI": 256,
     "AVX-VNNI": 128,

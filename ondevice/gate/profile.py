@@ -223,13 +223,16 @@ def _phase(
 
 
 def _with_predicted(phase: Phase, predicted: Predicted, ceilings: Mapping[str, Any]) -> Phase:
-    """The step in the middle of the phase stands for all."""
-    middle = phase.steps[len(phase.steps) // 2]
+    """With what was predicted of each launch, on the average over the steps."""
     speed = measured_speed(predicted.speed, ceilings)
     size = last_cache_bytes(predicted.last_bytes)
-    us = predicted.launch_us(middle.rows, middle.depth, speed, size)
+    found: dict[tuple[str, str], list[float]] = {}
+    for step in phase.steps:
+        for key, us in predicted.launch_us(step.rows, step.depth, speed, size).items():
+            found.setdefault(key, []).append(us)
+    means = {key: sum(times) / len(times) for key, times in found.items()}
     rows = tuple(
-        replace(row, predicted_ns=1e3 * row.runs * us.get((row.op, row.symbol), 0))
+        replace(row, predicted_ns=1e3 * row.runs * means.get((row.op, row.symbol), 0))
         for row in phase.rows
     )
     return replace(phase, rows=rows)

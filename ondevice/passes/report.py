@@ -99,9 +99,11 @@ def report_program(
 def predicted_times(times: Times, program: Program) -> dict[str, Any]:
     """Each kernel's tile and time, on each CPU variant as the target describes it, for JSON.
 
-    The steps are those of `report_program`, the token at several depths.
+    The steps are those of a prompt of 512 tokens, and a token at several depths.
     """
-    steps = [Step(min(PROMPT.rows, program.prefill_chunk_tokens))]
+    rows = min(PROMPT.rows, program.prefill_chunk_tokens)
+    most = min(PROMPT.rows, program.context_tokens) // rows * rows
+    steps = [Step(rows, 1, depth) for depth in range(0, most, rows)]
     steps += [Step(1, 1, depth) for depth in DEPTHS if depth < program.context_tokens]
     speed = times.cpu.speed
     sizes = {name: getattr(times.cpu, f"{name}_bytes") for name in ("l1", "l2", "last")}

@@ -131,7 +131,7 @@ def test_the_report_says_what_it_assumed() -> None:
     assert report["assumed"]["last_bytes"] == CPU.last_bytes
     assert [row["name"] for row in report["variants"]] == [v.name for v in CPU.variants]
     prompt, *tokens = report["variants"][0]["steps"]
-    assert prompt["tokens"] == program.prefill_chunk_tokens and prompt["depth"] == 0
+    assert prompt["tokens"] == 64 == program.prefill_chunk_tokens and prompt["depth"] == 0
     assert all(step["tokens"] == 1 and step["depth"] < 64 for step in tokens)
     assert math.isclose(
         prompt["us"],
