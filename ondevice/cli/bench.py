@@ -27,6 +27,9 @@ def bench(
     reps: Annotated[
         int, typer.Option("-r", "--repetitions", min=1, help="Measured runs of each test.")
     ] = 5,
+    drafts: Annotated[
+        bool, typer.Option("--drafts", help="Guess tokens from those before, as chats do.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
     """Measure prompt processing and generation; the table is llama-bench's."""
@@ -35,7 +38,7 @@ def bench(
 
     tests = plan_tests(_numbers("-p", prompt), _numbers("-n", generate), _numbers("-d", depth))
     counts = (None,) if threads is None else _numbers("-t", threads, least=1)
-    rows = measure(bundle, tests, counts, reps)
+    rows = measure(bundle, tests, counts, reps, drafts)
     if as_json:
         print(json.dumps([row.figures() for row in rows], indent=2))
         return

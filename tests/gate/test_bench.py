@@ -76,6 +76,22 @@ def test_a_test_is_one_submit_of_new_tokens_that_nothing_ends_early(
     assert len(set(prompts)) == 4
 
 
+@pytest.mark.parametrize("drafts", [False, True])
+def test_nothing_is_guessed_unless_asked_for(
+    stories: Path, monkeypatch: pytest.MonkeyPatch, drafts: bool
+) -> None:
+    guessed = []
+
+    def spy(self: Conversation, tokens: list[int], count: int, sampling: Sampling) -> object:
+        yield from generate(self, tokens, count, sampling)
+        guessed.append(self.stats.drafted_tokens)
+
+    generate = Conversation.generate_tokens
+    monkeypatch.setattr(Conversation, "generate_tokens", spy)
+    list(bench(stories, [BenchTest(generated_tokens=400)], reps=2, drafts=drafts))
+    assert any(guessed) == drafts  # the stories model soon repeats itself
+
+
 def test_a_prompt_may_fill_the_context(stories: Path) -> None:
     (full,) = bench(stories, [BenchTest(prompt_tokens=500, depth=12)], reps=1)
     assert full.tokens_per_second > 0
