@@ -4,13 +4,15 @@
 
 For each prompt a chat model answers greedily both ways in turn; the answers must be equal. Prints
 tokens per second of each, their ratio (medians over the rounds) and how many guesses were right,
-then the median ratio of prompts whose answer repeats the prompt and of others.
+then the median ratio of prompts whose answer repeats the prompt and of others. Small models edit
+JSON only when an edit like it stands before; code they write anew in any case.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -33,30 +35,46 @@ CODE = '''def total_price(items, tax_rate):
         total = total + price
     return total * (1.0 + tax_rate)
 '''
-RECORDS = json.dumps(
-    [
-        {"id": i, "name": name, "city": city, "active": True, "tags": ["new", "paid"]}
-        for i, (name, city) in enumerate(
-            [("Ada", "London"), ("Grace", "New York"), ("Alan", "Manchester"), ("Edsger", "Austin")]
-        )
-    ],
-    indent=2,
-)
+
+
+def records(people: dict[str, str], **edit: object) -> str:
+    """JSON of objects of which `edit` changes a field each: active=False, or city="town"."""
+    place = str(edit.get("city", "city"))
+    active = edit.get("active", True)
+    found = [
+        {"id": i, "name": name, place: city, "active": active, "tags": ["new", "paid"]}
+        for i, (name, city) in enumerate(people.items())
+    ]
+    return json.dumps(found, indent=2)
+
+
+def edited(task: str, **edit: object) -> tuple[str, ...]:
+    """A question, its answer, and the question to answer."""
+    before = {"Ken": "Berlin", "Barbara": "Boston"}
+    people = {"Ada": "London", "Grace": "New York", "Alan": "Manchester", "Edsger": "Austin"}
+    return (
+        f"{task}:\n\n{records(before)}",
+        records(before, **edit),
+        f"{task}:\n\n{records(people)}",
+    )
+
+
 REPEATING = {
-    "rewrite": f"Repeat this text exactly, but write 'port' for 'harbour':\n\n{TEXT}",
-    "copy": f"Copy the following text word by word:\n\n{TEXT}",
-    "json": f'Set "active" to false in each object and print the whole JSON:\n\n{RECORDS}',
-    "json field": f'Print this JSON again with "city" renamed to "town":\n\n{RECORDS}',
-    "code": f"Rename the variable `total` to `result` in this code and print it all:\n\n{CODE}",
+    "rewrite": (f"Repeat this text exactly, but write 'port' for 'harbour':\n\n{TEXT}",),
+    "copy": (f"Copy the following text word by word:\n\n{TEXT}",),
+    "json": edited('Set "active" to false in each object and print the whole JSON', active=False),
+    "json field": edited('Print this JSON again with "city" renamed to "town"', city="town"),
 }
-OTHERS = {
+QUESTIONS = {
     "poem": "Write a poem about the sea.",
     "sky": "Why is the sky blue?",
     "story": "Tell a story about a dog who wants to fly.",
     "list": "Name ten animals and say one sentence about each.",
     "history": "What happened in the year 1969?",
     "letter": "Write a letter to a landlord about a broken window.",
+    "code": f"Rename the variable `total` to `result` in this code and print it all:\n\n{CODE}",
 }
+OTHERS = {name: (question,) for name, question in QUESTIONS.items()}
 
 
 def main() -> None:
@@ -78,8 +96,8 @@ def main() -> None:
         found = {}
         for group, prompts in (("repeating", REPEATING), ("others", OTHERS)):
             rows = {
-                name: compare(plain, drafting, name, question, options)
-                for name, question in prompts.items()
+                name: compare(plain, drafting, name, turns, options)
+                for name, turns in prompts.items()
                 if options.only is None or options.only in name
             }
             found[group] = rows
@@ -91,11 +109,14 @@ def main() -> None:
 
 
 def compare(
-    plain: Engine, drafting: Engine, name: str, question: str, options: argparse.Namespace
+    plain: Engine, drafting: Engine, name: str, turns: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure a prompt, and print its row unless all are printed as JSON."""
-    prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    tokens = plain.tokenizer.encode(prompt)
+    """Measure a chat's last turn, and print its row unless all are printed as JSON."""
+    roles = ("user", "assistant")
+    said_before = "".join(
+        f"<|im_start|>{roles[i % 2]}\n{text}<|im_end|>\n" for i, text in enumerate(turns)
+    )
+    tokens = plain.tokenizer.encode(f"{said_before}<|im_start|>assistant\n")
     speeds: dict[str, list[float]] = {"plain": [], "drafting": []}
     said = []
     for _ in range(options.rounds):

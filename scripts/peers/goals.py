@@ -346,7 +346,7 @@ def quality(figures: Figures) -> Verdict | None:
     )
 
 
-REWRITING, JSON_EDITING = ("rewrite", "copy", "code"), ("json", "json field")
+REWRITING, JSON_EDITING = ("rewrite", "copy"), ("json", "json field")
 BEST = ">= {}x the best peer"
 GOALS = [
     Goal("prefill 512, 1.1b", BEST.format(1.3), faster("1.1b", names.PREFILL, 1.3)),
