@@ -11,15 +11,9 @@ import numpy as np
 
 from ondevice import targets
 from ondevice.codegen.cache import cached
-from ondevice.codegen.emit import (
-    LLVM_OPTION,
-    LoadedObject,
-    call_kernel,
-    emit_object,
-    host_triple,
-    load_object,
-)
+from ondevice.codegen.emit import LLVM_OPTION, emit_object, host_triple
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.codegen.loaded import LoadedObject, call_kernel, load_object
 from ondevice.errors import TargetError
 from ondevice.kernels.measure import measure_rounding, measure_sections
 from ondevice.kernels.quantize import pack_bytes, pack_nibbles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,7 @@ from ondevice.checkpoint.hub import fetch
 from ondevice.checkpoint.open import Checkpoint, architecture_of, open_checkpoint
 from ondevice.checkpoint.weights import bind
 from ondevice.codegen.cache import cached
-from ondevice.codegen.compile import LinkedModel, compile_kernels, link_model
+from ondevice.codegen.compile import KernelJobs, LinkedModel, compile_kernels, link_model
 from ondevice.codegen.link import NATIVE, compile_runtime, runtime_sources
 from ondevice.debug import Dump
 from ondevice.dtypes import DType, f16, f32, i8
@@ -46,12 +46,12 @@ from ondevice.models import Family, family_of, trace
 from ondevice.models.family import ModelConfig
 from ondevice.package import package_hash
 from ondevice.passes import PASS_NAMES, PASSES, SCHEDULE
-from ondevice.passes.context import Context
+from ondevice.passes.context import Begin, Context, VariantKernels, ignore_kernel
 from ondevice.passes.plan_memory import slots
 from ondevice.passes.report import predicted_times, report_program
-from ondevice.passes.schedule import Frame, VariantKernels, schedule
+from ondevice.passes.schedule import Frame, schedule
 from ondevice.passes.times import Times
-from ondevice.progress import SILENT, Progress
+from ondevice.progress import SILENT, Progress, Seconds
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.balance import Heads, balanced
 from ondevice.quant.policy import WeightPlan, plan
@@ -98,46 +98,32 @@ def build(
     prompt needs `write_prompt` (`gate.prompt`). A build that was killed goes on with the weights
     that it left in OUT.partial. Raises OndeviceError.
     """
-    _check_passes((*recipe.passes.disable, *([stop_after] if stop_after else ())))
-    if stop_after and dump is None:
-        raise RecipeError(f"stopping after {stop_after!r} shows nothing without a dump directory")
-    target = targets.load(recipe.target)
+    _check_passes(recipe, dump, stop_after)
+    target, seconds = targets.load(recipe.target), Seconds()
     report = QuantReport() if report is None else report
-    with open_checkpoint(_locate(recipe.model, progress)) as checkpoint:
+    with open_checkpoint(_locate(recipe.model, progress)) as checkpoint, KernelJobs(target) as jobs:
         family = family_of(checkpoint.architecture)
         config = family.parse_config(checkpoint.config)
-        tensors = bind(family.weights(config), checkpoint.tensors)
+        bound = bind(family.weights(config), checkpoint.tensors)
+        begin = ignore_kernel if stop_after else jobs.start
         with _uncollected():
-            planned = rewrite(family, config, recipe, target, dump, stop_after)
-            compiled = None if planned is None else _schedule(planned, recipe, dump)
-        if planned is None or compiled is None or stop_after == SCHEDULE:
+            planned = rewrite(family, config, recipe, target, dump, stop_after, begin)
+            compiled = None if planned is None else _schedule(planned, recipe, report, dump)
+        if compiled is None or stop_after == SCHEDULE:
             assert dump is not None  # checked above
             return dump.directory
-        weights = planned.weights
-        moved = report_program(planned.stages, compiled.program, planned.context)
-        report.add_section("program", moved.figures, moved.summary())
-        report.add_section("predicted", partial(_predicted, planned, compiled))
-        code = _compile(compiled, target, dump, progress)
+        seconds.end("plan")
+        code = _compile(compiled, jobs, dump, progress)
         with BundleWriter(out) as writer:
             names = _write_code(writer, compiled.program, code, target)
             words = _write_tokenizer(writer, checkpoint, config.vocab_size)
+            seconds.end("code")
             inputs = _weights_inputs(recipe, checkpoint, compiled.program)
-            with (
-                writer.weights(compiled.program.abi_hash, weights.size_bytes, inputs) as file,
-                progress.step("weights", weights.size_bytes, "bytes", file.offset) as advance,
-            ):
-                report.resume(file.notes, file.note)
-                sources = _sources(tensors, config, compiled.program.kv)
-                with closing(
-                    stream(weights.entries, sources, Packers(), report, file.offset)
-                ) as pieces:
-                    for piece in pieces:
-                        file.write(piece)
-                        advance(len(piece))
-            if dump:
-                dump.file("quant.tsv", report.tsv())
+            sources = _sources(bound, config, compiled.program.kv)
+            _write_weights(writer, compiled.program, sources, inputs, report, dump, progress)
+            seconds.end("weights")
             parts = Parts(writer.partial, names, words, compiled.program.abi_hash, writer.identity)
-            return writer.finish(
+            place = writer.finish(
                 name=recipe.name,
                 target=target.name,
                 variants=[variant.name for variant in target.cpu.variants],
@@ -148,8 +134,11 @@ def build(
                 sampling=read_sampling(checkpoint),
                 prompt=_write_prompt(writer, recipe, parts, write_prompt),
                 libraries=names,
-                tensors=weights.entries,
+                tensors=compiled.program.weights,
             )
+            seconds.end("rest")
+    report.add_section("seconds", lambda: seconds.phases, seconds.summary())
+    return place
 
 
 @contextmanager
@@ -212,9 +201,13 @@ def rewrite(
     target: Target,
     dump: Dump | None = None,
     stop_after: str | None = None,
+    begin: Begin = ignore_kernel,
 ) -> Planned | None:
-    """Trace the model and run the passes, each verified and dumped; None where one ended it."""
-    context = Context(target, LIBRARY)
+    """Trace the model and run the passes, each verified and dumped; None where one ended it.
+
+    `begin` hears of each kernel that the program will need.
+    """
+    context = Context(target, LIBRARY, begin)
     weights = plan(family.weights(config).shapes(), recipe.quant)
     frame = _frame(recipe, config, weights)
     graph = verify(_trace(family, config, frame, weights, recipe))
@@ -258,17 +251,21 @@ def _trace(
     return quantize_activations(graph) if recipe.quant.activations == "int8" else graph
 
 
-def _schedule(planned: Planned, recipe: Recipe, dump: Dump | None) -> Compiled:
+def _schedule(planned: Planned, recipe: Recipe, report: QuantReport, dump: Dump | None) -> Compiled:
     everywhere = SCHEDULE in recipe.passes.disable
     program, kernels = schedule(
         planned.graph, planned.context, planned.frame, barriers_everywhere=everywhere
     )
+    moved = report_program(planned.stages, program, planned.context)
+    report.add_section("program", moved.figures, moved.summary())
+    compiled = Compiled(program, kernels)
+    report.add_section("predicted", partial(_predicted, planned, compiled))
     if dump:
         dump.stage("program", "txt", print_program(program))
         for variants, row in zip(kernels, program.kernels, strict=True):
             texts = dict.fromkeys(map(print_kernel, variants))
             dump.file(f"kernels/{row.symbol}.kir", "\n".join(texts))
-    return Compiled(program, kernels)
+    return compiled
 
 
 def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
@@ -302,10 +299,10 @@ class Code:
     model: LinkedModel
 
 
-def _compile(compiled: Compiled, target: Target, dump: Dump | None, progress: Progress) -> Code:
-    program, kernels = compiled.program, compiled.kernels
+def _compile(compiled: Compiled, jobs: KernelJobs, dump: Dump | None, progress: Progress) -> Code:
+    program, kernels, target = compiled.program, compiled.kernels, jobs.target
     with progress.step("kernels", len(target.cpu.variants), "variants") as advance:
-        variants = compile_kernels(program, kernels, target, dump, advance)
+        variants = compile_kernels(program, kernels, jobs, dump, advance)
     with progress.step("runtime", len(runtime_sources()), "files") as advance:
         runtime = compile_runtime(target, advance)
     return Code(runtime, link_model(program, variants, target))
@@ -322,6 +319,31 @@ def _write_code(writer: BundleWriter, program: Program, code: Code, target: Targ
     writer.add("include/ondevice.h", (NATIVE / "ondevice.h").read_bytes())
     writer.add(PROGRAM_FILE, print_program(program).encode())
     return libraries
+
+
+def _write_weights(
+    writer: BundleWriter,
+    program: Program,
+    sources: Mapping[str, Tensor],
+    inputs: str,
+    report: QuantReport,
+    dump: Dump | None,
+    progress: Progress,
+) -> None:
+    """Stream the weights, from where a killed build of the same inputs came to."""
+    size_bytes = program.weights_bytes
+    with (
+        writer.weights(program.abi_hash, size_bytes, inputs) as file,
+        progress.step("weights", size_bytes, "bytes", file.offset) as advance,
+    ):
+        report.resume(file.notes, file.note)
+        pieces = stream(program.weights, sources, Packers(), report, file.offset)
+        with closing(pieces):
+            for piece in pieces:
+                file.write(piece)
+                advance(len(piece))
+    if dump:
+        dump.file("quant.tsv", report.tsv())
 
 
 def _weights_inputs(recipe: Recipe, checkpoint: Checkpoint, program: Program) -> str:
@@ -405,7 +427,9 @@ def _model_info(checkpoint: Checkpoint, config: ModelConfig, program: Program) -
     )
 
 
-def _check_passes(names: Sequence[str]) -> None:
-    for name in names:
+def _check_passes(recipe: Recipe, dump: Dump | None, stop_after: str | None) -> None:
+    for name in (*recipe.passes.disable, *([stop_after] if stop_after else ())):
         if name not in PASS_NAMES:
             raise RecipeError(f"unknown pass {name!r}{nearest(name, PASS_NAMES)}")
+    if stop_after and dump is None:
+        raise RecipeError(f"stopping after {stop_after!r} shows nothing without a dump directory")

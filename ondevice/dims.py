@@ -42,14 +42,16 @@ class Extent:
         return None if self.terms else self.evaluate({})
 
     def evaluate(self, values: Mapping[str, int]) -> int:
-        total = self.const + sum(c * values[s] for s, c in self.terms)
+        total = self.const
+        for symbol, coefficient in self.terms:
+            total += coefficient * values[symbol]
         return self.mul * -(-total // self.div)
 
     def __mul__(self, factor: int) -> Extent:
         if self.div == 1:
             terms = tuple((s, c * factor) for s, c in self.terms)
             return Extent(terms if factor else (), self.const * factor, 1, self.mul)
-        return replace(self, mul=self.mul * factor)
+        return Extent(self.terms, self.const, self.div, self.mul * factor)
 
     __rmul__ = __mul__
 
@@ -71,7 +73,7 @@ class Extent:
             return Extent.of(-(-self.static // divisor))
         if (self.div, self.mul) != (1, 1):
             raise ValueError(f"ceil({self} / {divisor}) is not a linear form rounded up once")
-        return replace(self, div=divisor)
+        return Extent(self.terms, self.const, divisor, self.mul)
 
     def __str__(self) -> str:
         parts = [s if c == 1 else f"{c}*{s}" for s, c in self.terms]

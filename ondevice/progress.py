@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 Advance = Callable[[int], None]
 
@@ -39,3 +40,22 @@ SILENT = Progress()
 
 def ignore(amount: int) -> None:
     """An `advance` for those who do not ask."""
+
+
+class Seconds:
+    """What each phase of an operation took, in order; each begins where the last one ended."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._begun = perf_counter()
+
+    def end(self, phase: str) -> None:
+        """The phase is over."""
+        now = perf_counter()
+        self.phases[phase] = now - self._begun
+        self._begun = now
+
+    def summary(self) -> str:
+        """A line for people."""
+        parts = [f"{name} {seconds:.2f}" for name, seconds in self.phases.items()]
+        return ", ".join([f"seconds: total {sum(self.phases.values()):.2f}", *parts])

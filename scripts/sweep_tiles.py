@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ondevice import targets
-from ondevice.codegen.emit import emit_object, host_triple, load_object
+from ondevice.codegen.emit import emit_object, host_triple
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.codegen.loaded import load_object
 from ondevice.graph.graph import Attrs, Choice, Node
 from ondevice.graph.text import parse_graph
 from ondevice.kernels import LIBRARY

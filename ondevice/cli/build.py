@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ondevice.cli.progress import Quiet, shown
+
+if TYPE_CHECKING:
+    from ondevice.debug import Dump
+    from ondevice.recipe import Recipe
 
 
 def build(
@@ -58,17 +62,30 @@ def build(
         raise typer.BadParameter("--report needs the whole build, without --stop-after")
     recipe = load_recipe(model, model=checkpoint, target=target, settings=settings or ())
 
+    place = out or Path(f"{recipe.name}.bundle")
+    print(
+        _built(recipe, place, Dump(dump) if dump is not None else None, stop_after, report, quiet)
+    )
+
+
+def _built(
+    recipe: Recipe,
+    place: Path,
+    dump: Dump | None,
+    stop_after: str | None,
+    report: Path | None,
+    quiet: bool,
+) -> Path:
+    """Build, and say on standard error and in `report` what was made."""
     from ondevice.build import build as compile_model  # imports the compiler: a good half second
     from ondevice.bundle.read import open_bundle
     from ondevice.bundle.write import partial_of
     from ondevice.gate.prompt import write_prompt
     from ondevice.quant.report import QuantReport
 
-    place = out or Path(f"{recipe.name}.bundle")
-    sink = Dump(dump) if dump is not None else None
     figures = QuantReport()
     try:
-        built = compile_model(recipe, place, sink, stop_after, figures, shown(quiet), write_prompt)
+        built = compile_model(recipe, place, dump, stop_after, figures, shown(quiet), write_prompt)
     except KeyboardInterrupt:
         kept = partial_of(place)
         hint = f"; the same command goes on with {kept}" if kept.is_dir() else ""
@@ -80,4 +97,4 @@ def build(
             print(note, file=sys.stderr)
     if report is not None:
         figures.write(report)
-    print(built)
+    return built

@@ -158,7 +158,7 @@ class Expressions:
         return self.unsupported(node)
 
     def operand(self, node: ast.expr) -> Operand:
-        value = self.evaluate(node)
+        value = node.value if isinstance(node, ast.Constant) else self.evaluate(node)
         if isinstance(value, (bool, int, float)):
             return value
         if not isinstance(value, ir.Expr):

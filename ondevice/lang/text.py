@@ -111,7 +111,7 @@ class _Printer:
             case ir.Load():
                 return self.load(expr)
             case ir.Op(type, name, args):
-                return self.op(type, name, [self.operand(a) for a in args], args)
+                return self.op(type, name, args)
 
     def operand(self, expr: ir.Expr) -> str:
         """An argument; operators in it are put in parentheses."""
@@ -119,13 +119,13 @@ class _Printer:
         nested = isinstance(expr, ir.Op) and (expr.name in _SYMBOLS or expr.name in ("neg", "not"))
         return f"({text})" if nested else text
 
-    def op(self, type: ir.Type, name: str, texts: list[str], args: Sequence[ir.Expr]) -> str:
+    def op(self, type: ir.Type, name: str, args: Sequence[ir.Expr]) -> str:
         if name in _SYMBOLS:
-            return f"{texts[0]} {_SYMBOLS[name]} {texts[1]}"
+            return f"{self.operand(args[0])} {_SYMBOLS[name]} {self.operand(args[1])}"
         if name == "neg":
-            return f"-{texts[0]}"
+            return f"-{self.operand(args[0])}"
         if name == "not":
-            return f"not {texts[0]}"
+            return f"not {self.operand(args[0])}"
         plain = [self.expr(a) for a in args]
         if name in ("vec", "iota"):
             plain.append(str(type.lanes))

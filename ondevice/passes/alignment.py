@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from ondevice.dims import Extent
 from ondevice.graph.graph import Node
 from ondevice.lang.footprint import Interval, Linear, Region
 from ondevice.lang.library import Instance
@@ -30,7 +29,7 @@ class Alignment:
 
     def alike(self, a: Task, b: Task) -> bool:
         """Whether task number i is the same place of both loops. The outermost may be longer."""
-        left, right = ([extent for _, extent in _numbers(task)] for task in (a, b))
+        left, right = ([extent for _, extent in task.numbers] for task in (a, b))
         return len(left) == len(right) and left[1:] == right[1:]
 
     def by_task(self, a: Task, b: Task) -> bool:
@@ -52,7 +51,7 @@ class Alignment:
     def _apart(self, a: Task, b: Task, one: Instance, other: Instance) -> bool:
         """As `by_task`, for the kernels of one CPU variant."""
         names, others = self._names(a, one), self._names(b, other)
-        count = len(_numbers(a))
+        count = len(a.numbers)
         for x, y in product(self._buffers(a, one), self._buffers(b, other)):
             if x.place != y.place:
                 continue
@@ -69,7 +68,7 @@ class Alignment:
         """Names that all kernels share: numbers of task variables, values of scalars, "" for 0."""
         kernel = instance.kernel
         names = dict.fromkeys(kernel.tasks, "")
-        names |= {name: f"#{i}" for i, (name, _) in enumerate(_numbers(task))}
+        names |= {name: f"#{i}" for i, (name, _) in enumerate(task.numbers)}
         return names | {
             name: str(value) for name, value in zip(kernel.scalars, instance.scalars, strict=True)
         }
@@ -93,12 +92,6 @@ class Touched:
     dims: tuple[int | str, ...]
     reads: frozenset[Region]
     writes: frozenset[Region]
-
-
-def _numbers(task: Task) -> list[tuple[str, Extent]]:
-    """Task variables that take more than one value, outermost first."""
-    pairs = zip(task.instances[0].kernel.tasks, task.extents, strict=True)
-    return [(name, extent) for name, extent in pairs if task.regime.most(extent) != 1]
 
 
 def _pattern(values: Sequence[Hashable]) -> tuple[Hashable, ...]:

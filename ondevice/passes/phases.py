@@ -22,9 +22,8 @@ from ondevice.graph.ops import OPS
 from ondevice.lang.library import Types
 from ondevice.passes.alignment import Alignment, Memory
 from ondevice.passes.arena import arena_sizes
-from ondevice.passes.instances import Instances, extents_of
+from ondevice.passes.instances import Instances
 from ondevice.passes.tasks import Regime, Task, regimes
-from ondevice.passes.traffic import traffic
 
 EACH_BYTES = 65536  # more than this, and computing it in every worker costs more than a barrier
 MAX_CHAINED = 7  # launches behind the first of a chain: OD_MAX_CHAINED
@@ -56,7 +55,6 @@ class Planner:
     alignment: Alignment
     regime: Regime
     arena: frozenset[str]  # values that only the step sees
-    weights: set[str]
     users: Mapping[str, list[Node]]
     refused: set[str] = field(default_factory=set)  # to be computed by every worker
 
@@ -88,9 +86,9 @@ class Planner:
             node,
             choice,
             instances,
-            extents_of(instances[0]),
+            self.instances.extents(choice, node),
             self.instances.chunk(choice),
-            traffic(node, self.weights, self.instances.types, self.regime.step),
+            self.instances.traffic(node, self.regime.step),
             reads,
             frozenset({places[node.output.name]}),
         )
@@ -171,14 +169,13 @@ class Run:
 def plan_phases(graph: Graph, instances: Instances, memory: Memory) -> tuple[Run, ...]:
     """The phases of a step of every size. Between two runs there is always a barrier."""
     users, arena = graph.users(), frozenset(arena_sizes(graph))
-    weights = {value.name for value in graph.weights}
     alignment = Alignment(instances, memory)
     runs = []
     for symbol, group in groupby(graph.nodes, key=lambda node: row_symbol(node, instances.types)):
         nodes = tuple(group)
         found = []
         for regime in regimes(symbol, nodes):
-            planner = Planner(instances, alignment, regime, arena, weights, users)
+            planner = Planner(instances, alignment, regime, arena, users)
             found.append((regime, tuple(planner.phases(nodes))))
         runs.append(Run(nodes, tuple(found)))
     return tuple(runs)

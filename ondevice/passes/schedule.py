@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,11 +19,9 @@ from ondevice.bundle.program import (
 from ondevice.errors import GraphError
 from ondevice.graph.graph import Graph, Node
 from ondevice.graph.ops import OPS
-from ondevice.lang.kernel_ir import Kernel
-from ondevice.lang.text import print_kernel
 from ondevice.passes.alignment import Memory
 from ondevice.passes.arena import arena_sizes
-from ondevice.passes.context import Context
+from ondevice.passes.context import Context, VariantKernels
 from ondevice.passes.instances import Instances, instances_of, tasks_of
 from ondevice.passes.phases import plan_phases
 from ondevice.passes.plan_memory import slots
@@ -32,9 +29,6 @@ from ondevice.passes.roles import Placed, Role, assign_roles
 from ondevice.passes.tasks import Regime
 
 STEP_INPUTS = {buffer.name.lower(): buffer for buffer in StepBuffer}
-
-# One kernel as each CPU variant of the target computes it, in the target's order.
-VariantKernels = tuple[Kernel, ...]
 
 
 @dataclass(frozen=True)
@@ -60,9 +54,9 @@ def schedule(
     How launches follow each other is what `plan_phases` finds; `barriers_everywhere` is the trivial
     form.
     """
-    kernels = KernelTable()
     places = _places(graph, frame)
     instances = instances_of(graph, context)
+    kernels = KernelTable(instances)
     if barriers_everywhere:
         roles, worker_bytes = _all_wait(graph), 0
     else:
@@ -112,29 +106,22 @@ def _all_wait(graph: Graph) -> dict[str, list[Placed]]:
 class KernelTable:
     """Kernels by their printed text, so that all layers share one; each for every CPU variant."""
 
+    instances: Instances
     kernels: list[VariantKernels] = field(default_factory=list)
     rows: list[ProgramKernel] = field(default_factory=list)
     _known: dict[tuple[str, ...], int] = field(default_factory=dict)
-    _same: dict[tuple[int, ...], int] = field(default_factory=dict)  # to print a kernel takes long
+    _same: dict[tuple[int, ...], int] = field(default_factory=dict)  # texts are long
 
     def number(self, kernels: VariantKernels) -> int:
         same = tuple(map(id, kernels))
         if same not in self._same:
-            self._same[same] = self._number(kernels)
+            texts = tuple(map(self.instances.text, kernels))
+            if texts not in self._known:
+                self._known[texts] = len(self.kernels)
+                self.kernels.append(kernels)
+                self.rows.append(self.instances.row(kernels))
+            self._same[same] = self._known[texts]
         return self._same[same]
-
-    def _number(self, kernels: VariantKernels) -> int:
-        each = {id(kernel): kernel for kernel in kernels}
-        printed = {place: print_kernel(kernel) for place, kernel in each.items()}
-        texts = tuple(printed[id(kernel)] for kernel in kernels)
-        if texts not in self._known:
-            digest = hashlib.sha256("".join(dict.fromkeys(texts)).encode()).hexdigest()
-            self._known[texts] = len(self.kernels)
-            symbol = f"od_{kernels[-1].name}_{digest[:8]}"
-            scratch_bytes = max(kernel.scratch_bytes for kernel in kernels)
-            self.kernels.append(kernels)
-            self.rows.append(ProgramKernel(symbol, scratch_bytes, digest))
-        return self._known[texts]
 
 
 def _memory(places: Mapping[str, Argument]) -> Memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from ondevice.bundle.program import ALL_SPANS, KV_SPAN_TOKENS
@@ -67,6 +68,12 @@ class Task:
     def touches(self, other: Task) -> bool:
         """Whether the order of the two matters."""
         return bool(self.writes & (other.reads | other.writes) or self.reads & other.writes)
+
+    @cached_property
+    def numbers(self) -> list[tuple[str, Extent]]:
+        """Task variables that take more than one value, outermost first."""
+        pairs = zip(self.instances[0].kernel.tasks, self.extents, strict=True)
+        return [(name, extent) for name, extent in pairs if self.regime.most(extent) != 1]
 
     @property
     def output(self) -> str:

@@ -25,8 +25,8 @@ from ondevice.graph.graph import Attrs, Choice, Graph, Node
 from ondevice.lang.kernel_ir import Kernel
 from ondevice.lang.runs import Launched, Value
 from ondevice.lang.work import Piece, pieces, walk_pieces
+from ondevice.passes.context import VariantKernels
 from ondevice.passes.instructions import uses_of
-from ondevice.passes.schedule import VariantKernels
 from ondevice.passes.traffic import Step
 from ondevice.targets.target import Cpu, CpuVariant, Speed
 

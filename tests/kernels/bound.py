@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.codegen.emit import LoadedObject, call_kernel, emit_object, host_triple, load_object
+from ondevice.codegen.emit import emit_object, host_triple
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.codegen.loaded import LoadedObject, call_kernel, load_object
 from ondevice.dims import Extent
 from ondevice.graph.graph import Attrs
 from ondevice.graph.ops import ACTIVATIONS

@@ -6,7 +6,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from ondevice.codegen.emit import run_kernel
+from ondevice.codegen.loaded import run_kernel
 from ondevice.lang.specialize import specialize
 from ondevice.lang.text import parse_kernel, print_kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ondevice.codegen.emit import run_kernel
+from ondevice.codegen.loaded import run_kernel
 from ondevice.lang import (
     Chain,
     DType,

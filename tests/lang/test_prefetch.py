@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ondevice.codegen.emit import emit_assembly, run_kernel
+from ondevice.codegen.emit import emit_assembly
 from ondevice.codegen.llvm import print_function, print_module
+from ondevice.codegen.loaded import run_kernel
 from ondevice.errors import KernelError
 from ondevice.lang import f32, kernel, load, parallel, prefetch, store
 from ondevice.lang.specialize import specialize

@@ -8,8 +8,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from ondevice.codegen.emit import check_intrinsics, run_kernel
+from ondevice.codegen.emit import check_intrinsics
 from ondevice.codegen.llvm import print_function
+from ondevice.codegen.loaded import run_kernel
 from ondevice.errors import KernelError, ToolchainError
 from ondevice.lang import dot_tile, f32, i32, kernel, load, parallel, scratch, store, u8
 from ondevice.lang.specialize import specialize

@@ -21,8 +21,8 @@ from ondevice.graph.verify import verify
 from ondevice.kernels import LIBRARY
 from ondevice.models import FAMILIES, trace
 from ondevice.passes import PASSES, SCHEDULE
-from ondevice.passes.context import Context
-from ondevice.passes.schedule import Frame, VariantKernels, schedule
+from ondevice.passes.context import Context, VariantKernels
+from ondevice.passes.schedule import Frame, schedule
 from ondevice.quant.activations import quantize_activations
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.recipe import QuantRecipe

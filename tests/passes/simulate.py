@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ondevice.bundle.program import Argument, Launch, Program, Space
 from ondevice.lang import kernel_ir as ir
-from ondevice.passes.schedule import VariantKernels
+from ondevice.passes.context import VariantKernels
 
 Place = tuple[object, ...]  # a slot of the arena, a step buffer, a layer of the KV cache
 

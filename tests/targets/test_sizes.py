@@ -13,7 +13,7 @@ import pytest
 from ondevice import targets
 from ondevice.build import rewrite
 from ondevice.checkpoint.open import open_checkpoint
-from ondevice.codegen.compile import compile_kernels, link_model
+from ondevice.codegen.compile import KernelJobs, compile_kernels, link_model
 from ondevice.kernels import LIBRARY
 from ondevice.models import family_of
 from ondevice.passes.context import Context
@@ -53,6 +53,7 @@ def test_libmodel(target: str, scheme: str, hollow: Path) -> None:
         planned = rewrite(family, family.parse_config(checkpoint.config), recipe, machine)
     assert planned is not None
     program, kernels = schedule(planned.graph, Context(machine, LIBRARY), planned.frame)
-    variants = compile_kernels(program, kernels, machine)
+    with KernelJobs(machine) as jobs:
+        variants = compile_kernels(program, kernels, jobs)
     size = len(link_model(program, variants, machine).library)
     assert size <= MOST_BYTES
