@@ -5,8 +5,9 @@ Rows for one op stand from the general to the special; `select` takes them by nu
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from ondevice.dims import Extent
 from ondevice.dtypes import DType, f16, f32, i8
@@ -121,21 +122,15 @@ def bind_embed_int(node: Node, types: Types) -> Binding | None:
     return Binding(views, coding(SCHEMES[types[table].scheme]))
 
 
-def bind_matmul_int(tile: int, node: Node, types: Types) -> Binding | None:
-    """Integer weights and int8 activations, `tile` rows together."""
+def bind_matmul_int(
+    tile: int, ways: Mapping[str, bool], node: Node, types: Types
+) -> Binding | None:
+    """Integer weights and int8 activations, `tile` rows together; `ways` are of the CPU."""
     x, w, y = *node.inputs, node.output.name
     if types[x].scheme != ACTIVATIONS or not is_integer(types[w].scheme):
         return None
     views = quantized(x, types, tile), packed(w, types), View(y, types[y].shape)
-    return Binding(views, coding(SCHEMES[types[w].scheme]))
-
-
-def bind_matmul_plane(signed: bool, matrix: bool, node: Node, types: Types) -> Binding | None:
-    """As above, with weights made int8, `signed` or 128 above that, for a `matrix` unit or not."""
-    binding = bind_matmul_int(ACTIVATION_TILE, node, types)
-    if binding is None:
-        return None
-    return replace(binding, constants={**binding.constants, "signed": signed, "matrix": matrix})
+    return Binding(views, {**coding(SCHEMES[types[w].scheme]), **ways})
 
 
 def bind_matmul_dequant(node: Node, types: Types) -> Binding | None:
@@ -218,6 +213,26 @@ def fit_attention(tokens: int, node: Node, types: Types, room: int, least: int) 
     return tuple(tile.items())
 
 
+def int_rows(name: str, most: int, tile: Attrs) -> tuple[KernelDef, ...]:
+    """Integer products of `most` rows or a few less: for any CPU, and for those of Arm."""
+
+    def row(suffix: str, signed: bool, whole: bool, **cpu: Any) -> KernelDef:
+        together = int(dict(tile)["tile"])
+        ways = {"signed": signed, "whole": whole}
+        return KernelDef(
+            name + suffix, "matmul", matmul_int, partial(bind_matmul_int, together, ways), tile,
+            min_rows=most // 2 + 1 if most > 1 else 0, max_rows=most, holes=("epilogue",),
+            live=INT_LIVE, shared=INT_SHARED, **cpu,
+        )  # fmt: skip
+
+    neon, i8mm = frozenset({"neon"}), frozenset({"i8mm"})
+    return (
+        row("", False, False),
+        row("_neon", True, True, instead_of=name, needs=neon, lacks=i8mm),
+        row("_i8mm", False, True, instead_of=name, needs=i8mm),
+    )
+
+
 MATMUL_HOLES = ("prologue", "epilogue")
 ROWS = (
     KernelDef("embed", "embed", embed_float, bind_embed_float),
@@ -241,36 +256,37 @@ ROWS = (
         min_rows=2, holes=("prologue",), chunk=ACTIVATION_TILE,  # no line has two writers
     ),
     KernelDef("embed_int", "embed", embed_int, bind_embed_int),
-    KernelDef(
-        "gemv_int", "matmul", matmul_int, partial(bind_matmul_int, 1),
+    *int_rows(
+        "gemv_int", 1,
         (("tile", 1), ("strip", 1), ("tokens", 1), ("blocks", 4), ("ahead", 4)),
-        max_rows=1, holes=("epilogue",), live=INT_LIVE, shared=INT_SHARED,
     ),
     *(
-        KernelDef(
-            f"gemm_int_{most}", "matmul", matmul_int, partial(bind_matmul_int, ACTIVATION_TILE),
+        row
+        for most, blocks in FEW_ROWS
+        for row in int_rows(
+            f"gemm_int_{most}", most,
             (
                 ("tile", ACTIVATION_TILE), ("strip", 4 // blocks), ("tokens", most),
                 ("blocks", blocks), ("ahead", 4),
             ),
-            min_rows=most // 2 + 1, max_rows=most, holes=("epilogue",), live=INT_LIVE,
-            shared=INT_SHARED,
         )
-        for most, blocks in FEW_ROWS
     ),
     KernelDef(
-        "gemm_int", "matmul", matmul_plane, partial(bind_matmul_plane, False, False),
+        "gemm_int", "matmul", matmul_plane,
+        partial(bind_matmul_int, ACTIVATION_TILE, {"signed": False, "matrix": False}),
         (("strip", 2), ("tiles", 16), ("tokens", 8)),
         min_rows=FEW_ROWS[-1][0] + 1, holes=("epilogue",), live=PLANE_LIVE, shared=INT_SHARED,
     ),
     KernelDef(
-        "gemm_int_tile", "matmul", matmul_plane, partial(bind_matmul_plane, True, True),
+        "gemm_int_tile", "matmul", matmul_plane,
+        partial(bind_matmul_int, ACTIVATION_TILE, {"signed": True, "matrix": True}),
         (("strip", 2), ("tiles", 16), ("tokens", 16)),
         holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED, live=(0, 0),
         needs=frozenset({"amx-tile", "amx-int8"}),
     ),
     KernelDef(
-        "gemm_int_signed", "matmul", matmul_plane, partial(bind_matmul_plane, True, False),
+        "gemm_int_signed", "matmul", matmul_plane,
+        partial(bind_matmul_int, ACTIVATION_TILE, {"signed": True, "matrix": False}),
         (("strip", 2), ("tiles", 16), ("tokens", 8)),
         holes=("epilogue",), instead_of="gemm_int", shared=INT_SHARED, live=PLANE_LIVE,
         lacks=frozenset({"avx512vnni", "avxvnni"}),  # products of bytes of different signs

@@ -9,7 +9,14 @@ sums, for few rows, `matmul_plane` to the codes, once for many rows.
 from __future__ import annotations
 
 from ondevice.kernels.activations import group_offset, group_unit, half_sum, quad
-from ondevice.kernels.sections import codes_at, half_minimum, half_scale, row_units, section_at
+from ondevice.kernels.sections import (
+    codes_at,
+    half_base,
+    half_minimum,
+    half_scale,
+    row_units,
+    section_at,
+)
 from ondevice.lang import (
     Inline,
     bitcast,
@@ -51,12 +58,33 @@ def last_block(w: u8[NB, ROW]):
 
 
 @inline
+def scaled_floats(dots, scale, base, total, before, *, minima: bool):
+    """f32[16]: `before` and the sum of half a group, scale and base applied to its `dots`"""
+    dot = cast(f32, dots)
+    by = cast(f32, scale)
+    below = -cast(f32, base)
+    if minima:
+        after = fma(below, vec(total, 16), fma(dot, by, before))
+    else:
+        after = fma(fma(below, vec(total, 16), dot), by, before)
+    return after
+
+
+@inline
+def scaled_whole(dots, scale, base, total, before, *, minima: bool):
+    """As `scaled_floats`, i32[16]"""
+    less = base * vec(-cast(i32, total), 16)
+    return before + dots * scale + less if minima else before + (dots + less) * scale
+
+
+@inline
 def add_half(
-    sums, x, w, t, b, section, q, part, half, *, minima: bool, tile: int, tokens: int, blocks: int
-):
+    sums, x, w, t, b, section, q, part, half, *,
+    minima: bool, whole: bool, tile: int, tokens: int, blocks: int,
+):  # fmt: skip
     """sums += scales * codes . activations - minima * sum(activations), of half a group of 4 bits
 
-    Whole numbers below 2^22, exact in float32.
+    Whole numbers below 2^22, exact in int32 and in float32.
     """
     g = section * 4 + q
     at = codes_at(section, q, bits=4, minima=minima) + half * 256
@@ -73,24 +101,29 @@ def add_half(
                 dots[m, r] = dot4_u7(dots[m, r], codes[r] >> 4, second)
     for r in unroll(blocks):
         block = min(b + r, last_block(w))
-        scale = cast(f32, half_scale(w, block, section, q, half, minima=minima))
-        minimum = cast(f32, half_minimum(w, block, section, q, half, minima=minima))
+        scale = half_scale(w, block, section, q, half, minima=minima)
+        base = half_base(w, block, section, q, half, minima=minima)
         for m in unroll(tokens):
-            total = vec(half_sum(x, t, g, part * tokens + m, half, tile=tile), 16)
-            sums[m, r] = fma(cast(f32, dots[m, r]), scale, sums[m, r])
-            sums[m, r] = fma(-minimum, total, sums[m, r])
+            total = half_sum(x, t, g, part * tokens + m, half, tile=tile)
+            if whole:
+                after = scaled_whole(dots[m, r], scale, base, total, sums[m, r], minima=minima)
+            else:
+                after = scaled_floats(dots[m, r], scale, base, total, sums[m, r], minima=minima)
+            sums[m, r] = after
 
 
 @inline
-def add_bytes(sums, x, w, t, b, section, q, part, *, tile: int, tokens: int, blocks: int):
-    """sums += (codes - 128) . activations of a group of 8 bits, exact in float32"""
+def add_bytes(
+    sums, x, w, t, b, section, q, part, *, signed: bool, tile: int, tokens: int, blocks: int
+):
+    """sums = (codes - 128) . activations of a group of 8 bits, i32"""
     g = section * 4 + q
     at = codes_at(section, q, bits=8, minima=False)
-    dots = registers(vec(cast(i32, 0), 16), tokens, blocks)
-    for m in unroll(tokens):
-        offset = group_offset(x, t, g, part * tokens + m, tile=tile)
-        for r in unroll(blocks):
-            dots[m, r] = offset
+    if not signed:
+        for m in unroll(tokens):
+            offset = group_offset(x, t, g, part * tokens + m, tile=tile)
+            for r in unroll(blocks):
+                sums[m, r] = offset
     for j in unroll(16):
         codes = registers(vec(cast(u8, 0), 64), blocks)
         for r in unroll(blocks):
@@ -98,32 +131,36 @@ def add_bytes(sums, x, w, t, b, section, q, part, *, tile: int, tokens: int, blo
         for m in unroll(tokens):
             four = quad(x, t, g, part * tokens + m, j * 4)
             for r in unroll(blocks):
-                dots[m, r] = dot4(dots[m, r], codes[r], four)
-    for m in unroll(tokens):
-        for r in unroll(blocks):
-            sums[m, r] = cast(f32, dots[m, r])
+                if signed:
+                    sums[m, r] = dot4_i8(sums[m, r], bitcast(i8, codes[r] ^ 128), four)
+                else:
+                    sums[m, r] = dot4(sums[m, r], codes[r], four)
 
 
 @inline
 def add_group(
     acc, x, w, t, b, section, q, part, *,
-    bits: int, minima: bool, tile: int, tokens: int, blocks: int,
+    bits: int, minima: bool, signed: bool, whole: bool, tile: int, tokens: int, blocks: int,
 ):  # fmt: skip
     """acc += units * sums of a group of `tokens` rows and `blocks` blocks of weights"""
-    sums = registers(vec(0.0, 16), tokens, blocks)
+    zero = vec(cast(i32, 0), 16) if whole or bits == 8 else vec(0.0, 16)
+    sums = registers(zero, tokens, blocks)
     if bits == 8:
-        add_bytes(sums, x, w, t, b, section, q, part, tile=tile, tokens=tokens, blocks=blocks)
+        add_bytes(
+            sums, x, w, t, b, section, q, part,
+            signed=signed, tile=tile, tokens=tokens, blocks=blocks,
+        )  # fmt: skip
     else:
         for half in unroll(2):
             add_half(
                 sums, x, w, t, b, section, q, part, half,
-                minima=minima, tile=tile, tokens=tokens, blocks=blocks,
+                minima=minima, whole=whole, tile=tile, tokens=tokens, blocks=blocks,
             )  # fmt: skip
     for r in unroll(blocks):
         units = row_units(w, min(b + r, last_block(w)), section, bits=bits, minima=minima)
         for m in unroll(tokens):
             unit = group_unit(x, t, section * 4 + q, part * tokens + m, tile=tile)
-            acc[m, r] = fma(sums[m, r], units * vec(unit, 16), acc[m, r])
+            acc[m, r] = fma(cast(f32, sums[m, r]), units * vec(unit, 16), acc[m, r])
 
 
 @inline
@@ -150,6 +187,8 @@ def matmul_int(
     epilogue: Inline,
     bits: int,
     minima: bool,
+    signed: bool,
+    whole: bool,
     tile: int,
     strip: int,
     tokens: int,
@@ -159,7 +198,8 @@ def matmul_int(
     """y[s, n] = epilogue(sum_k x[s, k] * w[n, k]) with x int8 in groups of 64 (quantize_rows)
 
     A task takes a tile of rows and a strip of blocks of weights, `tokens` by `blocks` at a time,
-    and fetches what comes `ahead` groups later.
+    and fetches what comes `ahead` groups later. For CPUs that multiply bytes of equal signs codes
+    are made `signed`; for those that multiply int32 as fast as floats, sums of a group are `whole`.
     """
     for strip_, t in parallel(ceildiv(NB, strip * blocks), T):
         for part in range(tile // tokens):
@@ -175,7 +215,8 @@ def matmul_int(
                                     bits=bits, minima=minima, blocks=blocks, ahead=ahead,
                                 )  # fmt: skip
                             add_group(
-                                acc, x, w, t, b, section, q, part, bits=bits, minima=minima,
+                                acc, x, w, t, b, section, q, part,
+                                bits=bits, minima=minima, signed=signed, whole=whole,
                                 tile=tile, tokens=tokens, blocks=blocks,
                             )  # fmt: skip
                     for m in unroll(tokens):

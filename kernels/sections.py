@@ -42,16 +42,22 @@ def half_scale(w, b, section, q, half, *, minima: bool):
         scale = load(w, b, at + q * 16, lanes=16) >> (4 * half)
     else:
         scale = load(w, b, at + (q * 2 + half) * 16, lanes=16)
-    return cast(i32, scale & 15) + 1
+    return cast(i32, (scale & 15) + 1)
+
+
+@inline
+def half_base(w, b, section, q, half, *, minima: bool):
+    """i32[16]: the minimum of half a group, 0 to 128; without minima the code of its 0"""
+    at = section_at(section, bits=4, minima=minima) + 64
+    if minima:
+        base = load(w, b, at + 64 + (q * 2 + half) * 16, lanes=16)
+    else:
+        base = load(w, b, at + (q * 2 + half) * 16, lanes=16) >> 4
+    return cast(i32, base)
 
 
 @inline
 def half_minimum(w, b, section, q, half, *, minima: bool):
     """i32[16]: what half a group's values are above, 0 to 128"""
-    at = section_at(section, bits=4, minima=minima) + 64
-    if minima:
-        minimum = cast(i32, load(w, b, at + 64 + (q * 2 + half) * 16, lanes=16))
-    else:
-        zero = cast(i32, load(w, b, at + (q * 2 + half) * 16, lanes=16) >> 4)
-        minimum = zero * half_scale(w, b, section, q, half, minima=minima)
-    return minimum
+    base = half_base(w, b, section, q, half, minima=minima)
+    return base if minima else base * half_scale(w, b, section, q, half, minima=minima)
