@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -130,5 +130,8 @@ def link_model(
     text = print_module([], target.triple, emit_descriptor(program, rows))
     descriptor = emit_object(text, target.triple, target.cpu.baseline)
     objects = [*(data for v in variants for data in v.objects), descriptor]
-    library = link_library(objects, target, target.model_library_name(program.abi_hash), stubs={})
-    return LinkedModel(library, compile_runner(target, objects, model_symbol(program.abi_hash)))
+    name, symbol = target.model_library_name(program.abi_hash), model_symbol(program.abi_hash)
+    with ThreadPoolExecutor(1) as pool:
+        runner = pool.submit(compile_runner, target, objects, symbol)
+        library = link_library(objects, target, name, stubs={})
+        return LinkedModel(library, runner.result())

@@ -13,6 +13,7 @@ import types
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ondevice.errors import KernelError
@@ -53,19 +54,19 @@ class Source:
     globals: Mapping[str, Any]
     reassigned: frozenset[ast.AST | str]
 
-    @property
+    @cached_property
     def positional(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.kind not in CONSTANT_KINDS)
 
-    @property
+    @cached_property
     def constants(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.kind in CONSTANT_KINDS)
 
-    @property
+    @cached_property
     def buffers(self) -> tuple[Parameter, ...]:
         return tuple(p for p in self.parameters if p.kind == "buffer")
 
-    @property
+    @cached_property
     def dims(self) -> tuple[str, ...]:
         """Named dimensions by first appearance."""
         names = (d for p in self.buffers for d in p.dims if isinstance(d, str))
