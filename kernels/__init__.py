@@ -37,10 +37,10 @@ from ondevice.quant.scheme import (
 )
 
 FLOAT_SCHEMES = {"f32": f32, "f16": f16}
-INT_LIVE = (3, 2)  # dots, sums of a group and of all; codes as stored and as used
-PLANE_LIVE = (2, 1)  # dots, sums; codes
+INT_LIVE = (1, 4)  # in the innermost loop: dots; codes as stored, their halves, activations
+PLANE_LIVE = (1, 1)  # dots; codes
 INT_SHARED = ("G", "NB", "ROW", "N")  # of weights: one code for all matrices of a scheme
-FEW_ROWS = ((2, 4), (4, 2), (8, 1))  # up to so many rows, so many blocks of weights at once
+FEW_ROWS = ((2, 4), (4, 2), (8, 2))  # up to so many rows, so many blocks of weights at once
 ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("rows", 1), ("keys", 2), ("columns", 2))
 ATTENTION_TOKENS = 32  # more than any tile has
 ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself

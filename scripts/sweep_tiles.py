@@ -2,6 +2,7 @@
 
     python scripts/sweep_tiles.py                        three shapes, this machine's best variant
     python scripts/sweep_tiles.py --shape 512x5632x2048 --variant avx2 --json sweep.json
+    python scripts/sweep_tiles.py --construct llama-7b   how long all tiles of a model take
 
 A shape is rows x outputs x columns of a product with `int4_g32` weights. Every tile in a grid is
 compiled and timed on one thread, all in turn, several rounds; a figure is the median of rounds. The
@@ -26,19 +27,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ondevice import targets
+from ondevice.checkpoint.open import architecture_of
 from ondevice.codegen.emit import emit_object, host_triple
 from ondevice.codegen.llvm import print_function, print_module
 from ondevice.codegen.loaded import load_object
+from ondevice.gate.predict import read_config
 from ondevice.graph.graph import Attrs, Choice, Node
 from ondevice.graph.text import parse_graph
 from ondevice.kernels import LIBRARY
 from ondevice.kernels.packers import Packers
 from ondevice.lang.evaluate import task_count
 from ondevice.lang.library import Types, instantiate
+from ondevice.models import family_of, trace
+from ondevice.passes import PASSES
 from ondevice.passes.context import Context
 from ondevice.passes.select import select
 from ondevice.passes.tile import tile
+from ondevice.quant.activations import quantize_activations
+from ondevice.quant.policy import plan
 from ondevice.quant.scheme import SCHEMES
+from ondevice.recipe import bundled_config, load_recipe
 from ondevice.targets.detect import host_features
 from ondevice.targets.target import CpuVariant
 
@@ -182,6 +190,26 @@ def best_variant(name: str) -> CpuVariant:
     raise SystemExit(f"this machine runs no variant {name}")
 
 
+def construct(name: str, rounds: int) -> str:
+    """How long it takes to construct all tiles of a bundled recipe's model."""
+    recipe, context = load_recipe(name), Context(targets.load("host"), LIBRARY)
+    config = read_config(bundled_config(name))
+    family = family_of(architecture_of(Path("config.json"), config))
+    parsed = family.parse_config(config)
+    types = plan(family.weights(parsed).shapes(), recipe.quant).types
+    graph = quantize_activations(trace(family, parsed, weight_types=types))
+    for row in itertools.takewhile(lambda row: row.rewrite is not tile, PASSES):
+        graph = row.rewrite(graph, context)
+    seconds = []
+    for _ in range(rounds):
+        start = perf_counter()
+        tile(graph, context)
+        seconds.append(perf_counter() - start)
+    choices = sum(len(node.choices) for node in graph.nodes)
+    milliseconds = statistics.median(seconds) * 1e3
+    return f"{name}: {choices} tiles of {len(graph.nodes)} nodes in {milliseconds:.1f} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,7 +218,11 @@ def main() -> None:
     parser.add_argument("--variant", default="", help="the best that this machine runs by default")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--construct", metavar="RECIPE")
     arguments = parser.parse_args()
+    if arguments.construct:
+        print(construct(arguments.construct, arguments.rounds))
+        return
     variant = best_variant(arguments.variant)
     table = []
     print("| shape | kernel | tile | us | best tile | us | chosen / best | tiles |")

@@ -18,7 +18,7 @@ from ondevice.passes.context import Context
 from ondevice.quant.scheme import activation_bytes
 from ondevice.targets.target import Cpu, CpuVariant
 
-TASKS_PER_LAUNCH = 8  # below this many, halve the task: a late worker then loses less
+TASKS_PER_CORE = 2  # below this many, halve the task: a late worker then loses less
 ROW_BLOCK = 16  # rows of weights that are stored together
 VECTOR_BITS = 16 * 32  # of a vector of the kernel language that holds f32 or i32
 
@@ -59,7 +59,7 @@ def _tiled(choice: Choice, kernels: Mapping[str, KernelDef], cpu: Cpu, features:
     """The choice with its tiles; CPU variants that need another than the last are specials."""
     if not {"blocks", "strip"} & set(dict(choice.schedule)):
         return choice
-    cells = _cells(choice.schedule, features)
+    cells = _cells(choice.schedule, features, cpu.speed.cores)
     # Without strips the tile in registers is also the task: one for all, for the best registers.
     rooms = [room(v if "strip" in dict(choice.schedule) else cpu.variants[0]) for v in cpu.variants]
     own = []
@@ -95,11 +95,11 @@ def _special(choice: Choice, own: Sequence[tuple[str, Attrs]], cpu: Cpu) -> Choi
     return replace(choice, kernel=kernel, schedule=schedule, specials=specials)
 
 
-def _cells(schedule: Attrs, features: int) -> int:
+def _cells(schedule: Attrs, features: int, cores: int) -> int:
     """Blocks of weights in a task."""
     sizes = dict(schedule)
     cells = int(sizes.get("strip", 1)) * int(sizes.get("blocks", 1))
-    while cells > 1 and -(-features // (ROW_BLOCK * cells)) < TASKS_PER_LAUNCH:
+    while cells > 1 and -(-features // (ROW_BLOCK * cells)) < TASKS_PER_CORE * cores:
         cells //= 2
     return cells
 

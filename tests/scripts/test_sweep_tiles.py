@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,11 @@ def test_the_chosen_tile_is_among_the_timed(tmp_path: Path) -> None:
         times = [candidate["us"] for candidate in row["tiles"]]
         assert times[0] > 0 and times == sorted(times)
     assert done.stdout.count("\n") == 2 + 2
+
+
+def test_all_tiles_of_a_model_are_constructed() -> None:
+    command = [sys.executable, "-P", str(SCRIPT), "--construct", "llama-7b", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"llama-7b: (\d+) tiles of (\d+) nodes in [\d.]+ ms\n", done.stdout)
+    assert found and int(found[1]) > int(found[2]) > 32 * 7  # matrices of 32 layers
