@@ -82,9 +82,10 @@ static od_status enter_profile(od_engine handle, od_core **engine, od_error *err
 }
 
 static void use(od_core *engine, od_profile *profile) {
-    od_profile_close(engine->profile);
+    od_profile *before = engine->profile;
     engine->profile = profile;
-    od_threads_profile(engine->threads, profile);
+    od_threads_profile(engine->threads, profile); /* from here on no late worker counts in `before` */
+    od_profile_close(before);
 }
 
 od_status od_profile_start(od_engine handle, int32_t events, od_error *error) {

@@ -12,9 +12,11 @@ import pytest
 
 from ondevice.bundle.read import open_bundle
 from ondevice.errors import BundleError, OndeviceError
+from ondevice.gate.bench import prompt_s
 from ondevice.gate.ceilings import compile_ceilings, measure_ceilings
 from ondevice.gate.profile import SAMPLING, Phase, Report, last_step, profile
 from ondevice.gate.profile_text import chrome_trace, print_report
+from ondevice.runtime.engine import Engine
 from ondevice.runtime.profile import Event
 
 
@@ -163,3 +165,11 @@ def test_ceilings_are_measured(tmp_path: Path) -> None:
     assert found["dram_gb_per_s"] > 0 and found["cached_gb_per_s"] > 0
     assert found["int8_gop_per_s"] > 0 or found["instruction"] == "none"
     assert found["matrix_gop_per_s"] > 0 or found["matrix_instruction"] == "none"
+
+
+def test_no_worker_counts_in_a_profile_that_is_closed(stories: Path) -> None:
+    """Who claimed nothing of a step may still be on its way through it."""
+    with Engine(stories, threads=2, conversations=1, draft_tokens=-1) as engine:
+        for _ in range(2000):
+            with engine.conversation() as conversation, engine.profile(events=100):
+                prompt_s(conversation, [1, 2, 3])
