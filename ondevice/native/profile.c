@@ -64,7 +64,8 @@ static double tick_ns(const od_profile *profile) {
 
 /* ---- the calls ---- */
 
-/* Counters belong to the workers while a step runs, and a step runs for who generates. */
+/* Counters belong to the workers while a step runs, and a step runs for who generates. Its end waits
+ * for nobody, so some may still be on their way out of it. */
 static od_status enter_at_rest(od_engine handle, od_core **engine, od_error *error) {
     od_status status = od_enter_engine(handle, engine, error);
     if (status != OD_OK) return status;
@@ -72,6 +73,7 @@ static od_status enter_at_rest(od_engine handle, od_core **engine, od_error *err
         if ((*engine)->states[i].active)
             return od_leave(*engine, od_fail(error, OD_BUSY, "a conversation is generating; read "
                                              "to the end or cancel first"));
+    od_threads_settle((*engine)->threads);
     return OD_OK;
 }
 
