@@ -41,7 +41,14 @@ INT_LIVE = (1, 4)  # in the innermost loop: dots; codes as stored, their halves,
 PLANE_LIVE = (1, 1)  # dots; codes
 INT_SHARED = ("G", "NB", "ROW", "N")  # of weights: one code for all matrices of a scheme
 FEW_ROWS = ((2, 4), (4, 2), (8, 2))  # up to so many rows, so many blocks of weights at once
-ATTENTION_TILE = (("tokens", 1), ("heads", 1), ("rows", 1), ("keys", 2), ("columns", 2))
+ATTENTION_TILE = (
+    ("tokens", 1),
+    ("heads", 1),
+    ("rows", 1),
+    ("keys", 2),
+    ("columns", 2),
+    ("signed", False),
+)
 ATTENTION_TOKENS = 32  # more than any tile has
 ATTENTION_ROWS = 8  # up to so many tokens, which may be of as many conversations, each for itself
 GEMV_ROWS = 4  # up to so many rows, a row at a time reads the weights as fast as they come
@@ -206,10 +213,12 @@ def bind_attention_join(node: Node, types: Types) -> Binding:
     return Binding((by_span(parts, types, node), View(positions, types[positions].shape), y))
 
 
-def fit_attention(tokens: int, node: Node, types: Types, room: int, least: int) -> Attrs:
+def fit_attention(
+    tokens: int, node: Node, types: Types, room: int, least: int, features: frozenset[str]
+) -> Attrs:
     """Tiles of up to so many tokens."""
     shared = int(node.attr("heads")) // int(node.attr("kv_heads"))
-    tile = attention_tile(shared, int(node.attr("head_dim")), room, least, tokens)
+    tile = attention_tile(shared, int(node.attr("head_dim")), room, least, tokens, features)
     return tuple(tile.items())
 
 

@@ -10,7 +10,13 @@ weight 0 exactly, so the bits of a row depend neither on its tile nor on who com
 from __future__ import annotations
 
 from ondevice.bundle.program import KV_SPAN_TOKENS
-from ondevice.kernels.kv_write import tile_scale
+from ondevice.kernels.attention_int import (
+    encode_row,
+    score_bytes,
+    stage_scales,
+    sum_value_bytes,
+)
+from ondevice.kernels.kv_write import peak_of
 from ondevice.kernels.rope import load_pairs
 from ondevice.lang import (
     DType,
@@ -20,6 +26,7 @@ from ondevice.lang import (
     f32,
     fma,
     high,
+    i8,
     i32,
     index,
     inline,
@@ -42,12 +49,14 @@ from ondevice.lang.math import exp_below
 
 SPAN = KV_SPAN_TOKENS
 TASK_HEADS = 16  # of one task at most
+MIXED = frozenset({"avx512vnni", "avxvnni"})  # multiply bytes of which one side is unsigned
 
 
 @inline
 def stage_query(queries, q: f32[S, H, D], m, s, h, *, pairs: Inline, staged: bool, scale: float):
-    """queries[m] = scale * q[s, h], its pairs prepared first"""
+    """queries[m] = scale * q[s, h], its pairs prepared first, with zeros up to whole vectors"""
     if staged:
+        store(queries, m, (D - 1) // 16 * 16, vec(0.0, 16))
         for d in range(0, D // 2, 16):
             count = D // 2 - d
             both = pairs(load_pairs(q, s, h, d, count), s, d, count) * scale
@@ -61,7 +70,7 @@ def stage_query(queries, q: f32[S, H, D], m, s, h, *, pairs: Inline, staged: boo
 @inline
 def score_span(
     weights, peaks, queries, kv, block_table, row, layer, g, first, last, seen, step, vectors,
-    *, KV: DType, head_dim: int, tiles: int, rows: int, heads: int, keys: int, scaled: bool,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, heads: int, keys: int,
 ):  # fmt: skip
     """weights[m, t] = score of row m and position t of the span, -1e30 where the row sees none
 
@@ -97,12 +106,6 @@ def score_span(
                     query = vec(queries[tile * rows + m, d], 16)
                     for i in unroll(keys):
                         dots[m, i] = fma(query, key[i], dots[m, i])
-            if scaled:
-                for i in unroll(keys):
-                    half = i % 2 if keys > 1 else v % 2
-                    unit = tile_scale(kv, blocks[i // 2], layer, 0, g, half, head_dim=head_dim)
-                    for m in unroll(rows):
-                        dots[m, i] = dots[m, i] * unit
             for m in unroll(rows):
                 r = tile * rows + m
                 end = vec(cast(i32, seen + r // heads * step - v * 16), 16)
@@ -115,14 +118,20 @@ def score_span(
 
 
 @inline
-def weigh_span(weights, peaks, state, vectors, *, rows: int):
-    """Scores become weights; state[m] = (peak, total) so far and the factors of (old, new) sums"""
+def weigh_span(weights, peaks, state, tops, scales, vectors, *, rows: int, scaled: bool):
+    """Scores become weights; state[m] = (peak, total) so far and the factors of (old, new) sums
+
+    With `scaled`, weight t is stored times scales[t]; tops[m] is the largest.
+    """
     for m in range(rows):
         peak = reduce_max(load(peaks, m, 0, lanes=16))
         total = vec(0.0, 16)
+        largest = vec(0.0, 16)
         for v in range(vectors):
             weight = exp_below(load(weights, m, v * 16, lanes=16) - vec(peak, 16))
-            store(weights, m, v * 16, weight)
+            kept = weight * load(scales, v * 16, lanes=16) if scaled else weight
+            store(weights, m, v * 16, kept)
+            largest = max(largest, kept)
             total = total + weight
         top = max(state[m, 0], peak)
         old = exp_below(state[m, 0] - top)
@@ -131,6 +140,8 @@ def weigh_span(weights, peaks, state, vectors, *, rows: int):
         state[m, 1] = fma(state[m, 1], old, reduce_add(total) * new)
         state[m, 2] = old
         state[m, 3] = new
+        if scaled:
+            tops[m] = reduce_max(largest)
 
 
 @inline
@@ -165,7 +176,7 @@ def add_values(
 @inline
 def sum_values(
     fresh, weights, kv, block_table, row, layer, g, first, count, after, after_g,
-    *, KV: DType, head_dim: int, tiles: int, rows: int, columns: int, scaled: bool,
+    *, KV: DType, head_dim: int, tiles: int, rows: int, columns: int,
 ):  # fmt: skip
     """fresh = weights . values of a span; block `after` of head `after_g` has the next keys"""
     for m in range(tiles * rows):
@@ -179,12 +190,6 @@ def sum_values(
         plane = index(1) if b + 1 < blocks else index(0)
         next_g = g if b + 1 < blocks else after_g
         left = min(32, count - b * 32)
-        if scaled:
-            for half in unroll(2):
-                unit = tile_scale(kv, block, layer, 1, g, half, head_dim=head_dim)
-                for m in range(tiles * rows):
-                    at = b * 32 + half * 16
-                    store(weights, m, at, load(weights, m, at, lanes=16) * unit)
         for group in range(head_dim // wide):
             add_values(
                 fresh, weights, kv, block, layer, g, following, plane, next_g, b, left,
@@ -212,40 +217,69 @@ def join_sums(sums, fresh, state, *, rows: int, head_dim: int):
 
 
 @inline
-def start_rows(state, sums, *, rows: int, head_dim: int):
-    """Rows that have seen nothing"""
+def start_rows(
+    state, sums, queries, codes, units, corrections, q: f32[S, H, D], base, step, head,
+    *, pairs: Inline, staged: bool, scaled: bool, scale: float, rows: int, heads: int,
+):  # fmt: skip
+    """Rows that have seen nothing: the queries of `heads` heads of tokens `step` apart"""
     for m in range(rows):
+        s = min(base + m // heads * step, S - 1)
+        stage_query(queries, q, m, s, head + m % heads, pairs=pairs, staged=staged, scale=scale)
+        if scaled:
+            encode_row(codes, units, corrections, queries, m, D, peak_of(queries, m, D))
         state[m, 0] = cast(f32, -1e30)
         state[m, 1] = cast(f32, 0.0)
-        for d in range(0, head_dim, 16):
+        for d in range(0, D, 16):
             store(sums, m, d, vec(0.0, 16))
 
 
 @inline
 def attend_span(
-    queries, weights, peaks, state, sums, fresh, kv, block_table, row, layer, g, span, position,
-    step, length, after, after_g,
+    queries, codes, units, corrections, state, sums, kv, block_table, row, layer, g, span,
+    position, step, length, after, after_g,
     *, KV: DType, head_dim: int, tiles: int, rows: int, heads: int, keys: int, columns: int,
-    scaled: bool,
+    scaled: bool, signed: bool,
 ):  # fmt: skip
     """The rows' state and sums go over one more span; `length` tokens from `position` on.
 
     The keys that are wanted next are those of head `after_g` in block `after`.
     """
+    weights = scratch(f32, tiles * rows, SPAN)
+    peaks = scratch(f32, tiles * rows, 16)
+    fresh = scratch(f32, tiles * rows, ceildiv(head_dim, 16) * 16)
+    tops = scratch(f32, tiles * rows)
+    scales = scratch(f32, SPAN if scaled else 16)
     first = span * (SPAN // 32)
+    last = (position + length - 1) // 32
     seen = position + 1 - span * SPAN
     count = min(SPAN, seen + length - 1)
     vectors = ceildiv(ceildiv(count, 16), keys) * keys
-    score_span(
-        weights, peaks, queries, kv, block_table, row, layer, g, first,
-        (position + length - 1) // 32, seen, step, vectors,
-        KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, heads=heads, keys=keys, scaled=scaled,
-    )  # fmt: skip
-    weigh_span(weights, peaks, state, vectors, rows=tiles * rows)
-    sum_values(
-        fresh, weights, kv, block_table, row, layer, g, first, count, after, after_g,
-        KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, columns=columns, scaled=scaled,
-    )  # fmt: skip
+    if scaled:
+        score_bytes(
+            weights, peaks, codes, units, corrections, kv, block_table, row, layer, g, first, last,
+            seen, step, vectors,
+            head_dim=head_dim, tiles=tiles, rows=rows, heads=heads, keys=keys, signed=signed,
+        )  # fmt: skip
+        stage_scales(
+            scales, kv, block_table, row, layer, g, first, last, count, vectors, head_dim=head_dim
+        )
+    else:
+        score_span(
+            weights, peaks, queries, kv, block_table, row, layer, g, first, last, seen, step,
+            vectors, KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, heads=heads, keys=keys,
+        )  # fmt: skip
+    weigh_span(weights, peaks, state, tops, scales, vectors, rows=tiles * rows, scaled=scaled)
+    if scaled:
+        sum_value_bytes(
+            fresh, weights, tops, kv, block_table, row, layer, g, first, count, after, after_g,
+            vectors,
+            head_dim=head_dim, tiles=tiles, rows=rows, columns=columns, signed=signed,
+        )  # fmt: skip
+    else:
+        sum_values(
+            fresh, weights, kv, block_table, row, layer, g, first, count, after, after_g,
+            KV=KV, head_dim=head_dim, tiles=tiles, rows=rows, columns=columns,
+        )  # fmt: skip
     join_sums(sums, fresh, state, rows=tiles * rows, head_dim=head_dim)
 
 
@@ -269,6 +303,7 @@ def attention(
     pairs: Inline,
     staged: bool,
     scaled: bool,
+    signed: bool,
     scale: float,
     tokens: int,
     heads: int,
@@ -283,11 +318,11 @@ def attention(
     """
     tiles = ceildiv(tokens * heads, rows)
     queries = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
-    weights = scratch(f32, tiles * rows, SPAN)
-    peaks = scratch(f32, tiles * rows, 16)
+    codes = scratch(i8, tiles * rows, ceildiv(D, 16) * 16)
+    units = scratch(f32, tiles * rows)
+    corrections = scratch(i32, tiles * rows)
     state = scratch(f32, tiles * rows, 4)
     sums = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
-    fresh = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
     for part, tile in parallel(H // heads, ceildiv(S, tokens)):
         head = part * heads
         start = tile * tokens
@@ -302,20 +337,18 @@ def attention(
             base = start + run
             position = index(positions[base])
             row = index(sequence[base])
-            for m in range(tiles * rows):
-                s = min(base + m // heads * step, S - 1)
-                stage_query(
-                    queries, q, m, s, head + m % heads, pairs=pairs, staged=staged, scale=scale
-                )
-            start_rows(state, sums, rows=tiles * rows, head_dim=D)
+            start_rows(
+                state, sums, queries, codes, units, corrections, q, base, step, head, pairs=pairs,
+                staged=staged, scaled=scaled, scale=scale, rows=tiles * rows, heads=heads,
+            )  # fmt: skip
             g = head // (H // G)
             for span in range(ceildiv(position + length, SPAN)):
                 after = min((span + 1) * (SPAN // 32), (position + length - 1) // 32)
                 attend_span(
-                    queries, weights, peaks, state, sums, fresh, kv, block_table, row, layer, g,
+                    queries, codes, units, corrections, state, sums, kv, block_table, row, layer, g,
                     span, position, step, length, after, g,
                     KV=KV, head_dim=D, tiles=tiles, rows=rows, heads=heads, keys=keys,
-                    columns=columns, scaled=scaled,
+                    columns=columns, scaled=scaled, signed=signed,
                 )  # fmt: skip
             for m in range(length * heads):
                 share = vec(1.0 / state[m, 1], 16)
@@ -340,6 +373,7 @@ def attention_parts(
     pairs: Inline,
     staged: bool,
     scaled: bool,
+    signed: bool,
     scale: float,
     tokens: int,
     heads: int,
@@ -353,27 +387,28 @@ def attention_parts(
     """
     tiles = ceildiv(heads, rows)
     queries = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
-    weights = scratch(f32, tiles * rows, SPAN)
-    peaks = scratch(f32, tiles * rows, 16)
+    codes = scratch(i8, tiles * rows, ceildiv(D, 16) * 16)
+    units = scratch(f32, tiles * rows)
+    corrections = scratch(i32, tiles * rows)
     state = scratch(f32, tiles * rows, 4)
     sums = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
-    fresh = scratch(f32, tiles * rows, ceildiv(D, 16) * 16)
     for span, part in parallel(spans, H // heads):
         head = part * heads
         for s in range(S):
             position = index(positions[s])
             if span * SPAN <= position:
-                for m in range(tiles * rows):
-                    h = head + m % heads
-                    stage_query(queries, q, m, s, h, pairs=pairs, staged=staged, scale=scale)
-                start_rows(state, sums, rows=tiles * rows, head_dim=D)
+                start_rows(
+                    state, sums, queries, codes, units, corrections, q, s, index(0), head,
+                    pairs=pairs, staged=staged, scaled=scaled, scale=scale, rows=tiles * rows,
+                    heads=heads,
+                )  # fmt: skip
                 g = head // (H // G)
                 attend_span(
-                    queries, weights, peaks, state, sums, fresh, kv, block_table,
+                    queries, codes, units, corrections, state, sums, kv, block_table,
                     index(sequence[s]), layer, g, span, position, index(0), 1,
                     span * (SPAN // 32), min(g + 1, G - 1),
                     KV=KV, head_dim=D, tiles=tiles, rows=rows, heads=heads, keys=keys,
-                    columns=columns, scaled=scaled,
+                    columns=columns, scaled=scaled, signed=signed,
                 )  # fmt: skip
                 for m in range(heads):
                     for d in range(0, D, 16):
@@ -409,15 +444,16 @@ def attention_join(parts: f32[S, X, H, E], positions: i32[S], y: f32[S, H, D], *
 
 
 def attention_tile(
-    shared: int, head_dim: int, room: int, least: int, tokens: int
-) -> dict[str, int]:
+    shared: int, head_dim: int, room: int, least: int, tokens: int, features: frozenset[str]
+) -> dict[str, int | bool]:
     """Up to `tokens` tokens by heads of the `shared` heads of a KV head: what a task attends for.
 
     `rows` of them at once, in `room` registers of 16 lanes; `least` is the room that all CPUs of
     the target agree on, for a task is the same on each. Each of `keys` (`columns`) vectors of keys
     (values) at once takes a register for itself and one for each row, and the row's factor takes
     one; the fewer the rows, the more vectors are needed for sums that do not wait for each other.
-    Heads are preferred to tokens: their tile sees fewer positions in vain.
+    Heads are preferred to tokens: their tile sees fewer positions in vain. `signed` is how the
+    CPU multiplies bytes (attention_int).
     """
 
     def most(room: int) -> int:
@@ -436,4 +472,5 @@ def attention_tile(
         "rows": rows,
         "keys": 1 << (vectors(rows).bit_length() - 1),
         "columns": -(-head_dim // (16 * groups)),
+        "signed": not features & MIXED,
     }

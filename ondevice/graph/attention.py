@@ -13,7 +13,7 @@ from ondevice.dtypes import f32
 from ondevice.errors import GraphError
 from ondevice.graph import rules
 from ondevice.graph.graph import TensorType
-from ondevice.graph.kv_pool import Array, kv_sizes, read_pool, write_token
+from ondevice.graph.kv_pool import Array, PoolLayer, kv_sizes, write_token
 
 
 def infer_rope(x: TensorType, rope: TensorType, *, heads: int, head_dim: int) -> TensorType:
@@ -132,18 +132,22 @@ def attention(
     q f32[S, H*D], kv as `kv_pool` has it, positions and sequence i32[S],
     block_table i32[B, W] -> f32[S, H*D].
     """
-    q = q.reshape(len(q), heads, head_dim)
+    addressing = q, kv, positions, sequence, block_table
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale}
+    if kv.dtype == np.int8:  # what is int8 under one scale are the spans
+        parts = attention_parts(*addressing, layer=layer, **sizes)
+        return attention_joined(*addressing, parts, layer=layer, **sizes)
+    q = q.reshape(len(q), heads, head_dim) * np.float32(scale)
     out = np.empty_like(q)
-    keys, values = read_pool(kv, layer)
+    cache = PoolLayer(kv, layer)
     for s, position in enumerate(positions):
         cached = np.arange(position + 1)
         blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
         tokens = cached % KV_BLOCK_TOKENS
         for head in range(heads):
             g = head // (heads // kv_heads)
-            scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
-            weights = np.exp(scores - scores.max())
-            out[s, head] = (weights / weights.sum()) @ values[blocks, g, tokens]
+            summed, _, total = cache.attend(q[s, head], g, blocks, tokens)
+            out[s, head] = summed / total
     return out.reshape(len(q), heads * head_dim)
 
 
@@ -185,10 +189,10 @@ def attention_parts(
     The D values of a span's part are not divided yet; the largest score and the sum of the weights
     follow them (arXiv 2205.14135). Parts of spans that a token does not see are NaN.
     """
-    q = q.reshape(len(q), heads, head_dim)
+    q = q.reshape(len(q), heads, head_dim) * np.float32(scale)
     spans = -(-block_table.shape[1] * KV_BLOCK_TOKENS // KV_SPAN_TOKENS)
     parts = np.full((len(q), spans, heads, head_dim + 2), np.nan, np.float32)
-    keys, values = read_pool(kv, layer)
+    cache = PoolLayer(kv, layer)
     for s, position in enumerate(positions):
         for span in range(position // KV_SPAN_TOKENS + 1):
             cached = np.arange(span * KV_SPAN_TOKENS, position + 1)[:KV_SPAN_TOKENS]
@@ -196,10 +200,8 @@ def attention_parts(
             tokens = cached % KV_BLOCK_TOKENS
             for head in range(heads):
                 g = head // (heads // kv_heads)
-                scores = (keys[blocks, g, :, tokens] @ q[s, head]) * np.float32(scale)
-                weights = np.exp(scores - scores.max())
-                parts[s, span, head, :head_dim] = weights @ values[blocks, g, tokens]
-                parts[s, span, head, head_dim:] = scores.max(), weights.sum()
+                summed, peak, total = cache.attend(q[s, head], g, blocks, tokens)
+                parts[s, span, head] = *summed, peak, total
     return parts.reshape(len(q), -1)
 
 

@@ -64,8 +64,9 @@ class KernelDef:
     holes: tuple[str, ...] = ()  # in the kernel's order; see `hole_steps`
     chunk: int = 1  # tasks a worker claims at once
     live: tuple[int, int] = (1, 1)  # vectors of 16 lanes: of each result, of each block of weights
-    # The tile for a node and a number of registers of 16 lanes, where the kernel knows it itself.
-    fit: Callable[[Node, Types, int, int], Attrs] | None = None
+    # The tile where the kernel knows it itself: for a node, a number of registers of 16 lanes, the
+    # number that all CPU variants agree on, and the variant's features.
+    fit: Callable[[Node, Types, int, int, frozenset[str]], Attrs] | None = None
     shared: tuple[str, ...] = ()  # static dims that are passed at run time: one code for many sizes
     needs: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()

@@ -31,7 +31,10 @@ def tile(graph: Graph, context: Context) -> Graph:
         row = kernels[choice.kernel]
         if row.fit is not None:
             best = room(cpu.variants[0])
-            fits = [row.fit(node, types, room(variant), best) for variant in cpu.variants]
+            fits = [
+                row.fit(node, types, room(variant), best, frozenset(variant.features))
+                for variant in cpu.variants
+            ]
             return _special(choice, [(choice.kernel, fit) for fit in fits], cpu)
         features = types[node.output.name].shape[-1].static or 0
         columns = types[node.inputs[0]].shape[-1].static or 0

@@ -171,7 +171,11 @@ def test_bits_do_not_depend_on_the_tile(row: str, name: str, best_features: froz
         tiles = [tuple((default | tile).items()) for tile in TILES[next(iter(default))]]
     else:
         fit = definition.fit
-        tiles = [fit(example.node, example.types, room, 32) for room in (8, 16, 32)]
+        tiles = [
+            fit(example.node, example.types, room, 32, features)
+            for room in (8, 16, 32)
+            for features in (best_features, frozenset[str]())
+        ]
     expected = plain(row, name, 7)
     for tile in tiles:
         assert_same_bits(bound(row, name, 7, tile).compiled(best_features), expected)
