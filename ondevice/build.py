@@ -56,6 +56,7 @@ from ondevice.quant.activations import quantize_activations
 from ondevice.quant.balance import Heads, balanced
 from ondevice.quant.policy import WeightPlan, plan
 from ondevice.quant.report import QuantReport
+from ondevice.quant.scheme import is_integer
 from ondevice.quant.stream import Tensor, stream
 from ondevice.recipe import Recipe
 from ondevice.targets import Target
@@ -269,7 +270,8 @@ def _schedule(planned: Planned, recipe: Recipe, report: QuantReport, dump: Dump 
 
 
 def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
-    kv = KvCache(config.layers, config.kv_heads, config.head_dim, _kv_dtype(recipe, weights))
+    dtype = _kv_dtype(recipe, weights, config.head_dim)
+    kv = KvCache(config.layers, config.kv_heads, config.head_dim, dtype)
     context_tokens = recipe.context_for(config.context_tokens)
     return Frame(
         name=recipe.name,
@@ -284,11 +286,14 @@ def _frame(recipe: Recipe, config: ModelConfig, weights: WeightPlan) -> Frame:
     )
 
 
-def _kv_dtype(recipe: Recipe, weights: WeightPlan) -> DType:
+def _kv_dtype(recipe: Recipe, weights: WeightPlan, head_dim: int) -> DType:
     if recipe.kv.dtype != "auto":
         return KV_DTYPES[recipe.kv.dtype]
-    exact = all(entry.scheme in ("", "f32") for entry in weights.entries)
-    return f32 if exact else f16
+    if all(entry.scheme in ("", "f32") for entry in weights.entries):
+        return f32
+    multiplied = any(is_integer(entry.scheme) for entry in weights.entries)
+    coded = multiplied and recipe.quant.activations == "int8" and head_dim % 4 == 0
+    return i8 if coded else f16
 
 
 @dataclass(frozen=True)

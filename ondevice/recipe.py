@@ -40,9 +40,10 @@ class QuantRecipe:
 
 @dataclass(frozen=True)
 class KvRecipe:
-    """How keys and values are kept; `auto` is f32 where weights are f32, else f16.
+    """How keys and values are kept.
 
-    int8 has a scale for each token and KV head, and takes half the memory of f16.
+    int8 has a scale for each token and KV head, takes half the memory of f16, and lets attention
+    multiply bytes. `auto` is int8 where matmuls do that too, f32 where weights are f32, else f16.
     """
 
     dtype: Literal["auto", "f32", "f16", "int8"] = "auto"
