@@ -370,9 +370,9 @@ def matmul_plane(
                     t = several * tiles + i
                     if i < 8:
                         fetch_next(w, b, first, last, i, bits=bits, minima=minima)
-                    if first == 0:
+                    if first == 0 and t * 16 + 16 <= S:
                         for m in unroll(16):
-                            prefetch(y, min(t * 16 + m, S - 1), b * 16)
+                            prefetch(y, t * 16 + m, b * 16)
                     for part in range(16 // tokens):
                         if t * 16 + part * tokens < S:
                             add_sections(
