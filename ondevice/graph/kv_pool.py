@@ -50,15 +50,6 @@ def pool_head_dim(kv: Array) -> int:
     return (tile - (KV_SCALE_BYTES if kv.dtype == np.int8 else 0)) // KV_BLOCK_TOKENS
 
 
-def read_pool(kv: Array, layer: int) -> tuple[Array, Array]:
-    """What a layer of the pool stands for: keys f32[P, G, D, 32] and values f32[P, G, 32, D]."""
-    keys, values = (v.astype(np.float32) for v in _in_order(kv, *_views(kv, layer)))
-    if kv.dtype != np.int8:
-        return keys, values
-    key_scales, value_scales = _scales(kv, layer)
-    return keys * key_scales[:, :, None, :], values * value_scales[:, :, :, None]
-
-
 def write_token(kv: Array, layer: int, block: int, token: int, key: Array, value: Array) -> None:
     """Put key and value f32[G, D] at a token of a block."""
     keys, values = _views(kv, layer)

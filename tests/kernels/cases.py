@@ -16,7 +16,7 @@ from ondevice.dtypes import DTYPES, i8
 from ondevice.graph.attention import kv_write
 from ondevice.graph.graph import Node, TensorType
 from ondevice.graph.interpret import evaluate
-from ondevice.graph.kv_pool import pool_head_dim, read_pool
+from ondevice.graph.kv_pool import PoolLayer, pool_head_dim
 from ondevice.graph.ops import ACTIVATIONS, OPS, quantize
 from ondevice.graph.text import parse_graph
 from ondevice.graph.verify import verify
@@ -314,8 +314,13 @@ def dequantized(packed: Array, rows: int, columns: int) -> Array:
 
 def pool_values(kv: Array) -> Array:
     """What a pool of int8 tiles stands for, as one array."""
-    layers = [read_pool(kv, layer) for layer in range(kv.shape[1])]
-    return np.stack([part.reshape(-1) for pair in layers for part in pair])
+    parts = []
+    for layer in (PoolLayer(kv, i) for i in range(kv.shape[1])):
+        parts += [
+            layer.keys * layer.key_scales[:, :, None, :],
+            layer.values * layer.value_scales[..., None],
+        ]
+    return np.concatenate([part.reshape(-1) for part in parts])
 
 
 def unwritten(shape: tuple[int, ...]) -> Array:
