@@ -3,9 +3,10 @@
     python scripts/ablation.py                        a random checkpoint of 160 million weights
     python scripts/ablation.py --model DIR --rounds 7 --json ablation.json
 
-The checkpoint is built once as the compiler does it and once for each pass that is switched off;
-`passes.disable` in a recipe does the same. Every round measures all arms one after another, in an
-order that turns with the rounds; figures are medians of rounds. Prompts are random tokens.
+The checkpoint is built once as the compiler does it, once for each pass that is switched off
+(`passes.disable` in a recipe) and once with keys and values that are no bytes. Every round measures
+all arms one after another, in an order that turns with the rounds; figures are medians of rounds.
+Prompts are random tokens.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from ondevice.runtime.sampling import Sampling
 
 RANDOM = Path(__file__).with_name("random_checkpoint.py")
 PASSES = ("fold", "narrow", "fuse", "select", "tile", "plan_memory", "schedule")
+FLOAT_KV = "kv.dtype=f16"
 LENGTHS = (1, 7, 33, 511, 513)
 BASE = "everything on"
+DISABLED = {name: f"passes.disable={name}" for name in PASSES}
+SETTINGS = ("", *DISABLED.values(), FLOAT_KV)  # one bundle each
 NO_STOP = Sampling(stop_tokens=())
 
 
@@ -44,14 +48,15 @@ class Arm:
     """One way to run: which bundle, which options of the engine, who drives the steps."""
 
     name: str
-    disable: str = ""  # a pass
+    setting: str = ""  # of the recipe
     options: dict[str, Any] = field(default_factory=dict)
     from_python: bool = False  # each step by a call of its own
 
 
 def arms(threads: int) -> list[Arm]:
     """The base first; drafts are off but where named, for made-up text repeats itself."""
-    found = [Arm(BASE), *(Arm(f"without {name}", name) for name in PASSES)]
+    found = [Arm(BASE), *(Arm(f"without {p}", setting) for p, setting in DISABLED.items())]
+    found.append(Arm("keys and values as f16", FLOAT_KV))
     found.append(Arm("decode loop in Python", from_python=True))
     found.append(Arm("with drafts", options={"draft_tokens": 0}))
     found += [Arm(f"{n} threads", options={"threads": n}) for n in (1, 2) if n != threads]
@@ -61,14 +66,19 @@ def arms(threads: int) -> list[Arm]:
 
 
 def build_all(model: str, settings: Sequence[str], folder: Path) -> dict[str, Path]:
-    """A bundle for each pass that is switched off, and under "" one with all of them."""
+    """A bundle for each of SETTINGS."""
     bundles = {}
-    for disable in ("", *PASSES):
+    for setting, path in places(folder).items():
         recipe = load_recipe(model, settings=settings)
-        if disable:
-            recipe = edit(recipe, f"passes.disable={disable}")
-        bundles[disable] = build(recipe, folder / f"{disable or 'base'}.bundle")
+        if setting:
+            recipe = edit(recipe, setting)
+        bundles[setting] = build(recipe, path)
     return bundles
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """Where the bundle of each of SETTINGS is."""
+    return {s: folder / f"{s.rpartition('=')[2] or 'base'}.bundle" for s in SETTINGS}
 
 
 def step_by_step_s(conversation: Any, tokens: list[int], count: int) -> float:
@@ -90,7 +100,7 @@ class Bench:
 
     def open(self, arm: Arm) -> Engine:
         options = {"threads": self.threads, "draft_tokens": -1, "conversations": 1, **arm.options}
-        return Engine(self.bundles[arm.disable], **options)
+        return Engine(self.bundles[arm.setting], **options)
 
     def tokens(self, engine: Engine, count: int) -> list[int]:
         found: list[int] = self.random.integers(engine.info.vocab_size, size=count).tolist()
@@ -189,7 +199,7 @@ def arguments() -> argparse.Namespace:
 
 def prepare(given: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """The bundles in `folder`, built where they are missing."""
-    kept = {name: folder / f"{name or 'base'}.bundle" for name in ("", *PASSES)}
+    kept = places(folder)
     if all(path.is_dir() for path in kept.values()):
         return kept
     model = given.model
