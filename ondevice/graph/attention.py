@@ -132,11 +132,12 @@ def attention(
     q f32[S, H*D], kv as `kv_pool` has it, positions and sequence i32[S],
     block_table i32[B, W] -> f32[S, H*D].
     """
-    addressing = q, kv, positions, sequence, block_table
-    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scale": scale}
     if kv.dtype == np.int8:  # what is int8 under one scale are the spans
-        parts = attention_parts(*addressing, layer=layer, **sizes)
-        return attention_joined(*addressing, parts, layer=layer, **sizes)
+        sizes = {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        parts = attention_parts(q, kv, positions, sequence, block_table, **sizes, scale=scale)
+        return attention_joined(
+            q, kv, positions, sequence, block_table, parts, **sizes, scale=scale
+        )
     q = q.reshape(len(q), heads, head_dim) * np.float32(scale)
     out = np.empty_like(q)
     cache = PoolLayer(kv, layer)
