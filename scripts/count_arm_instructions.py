@@ -234,6 +234,8 @@ def assembly(objdump: str, binary: Path, distance: int, length: int) -> list[str
     text = run([objdump, "-d", "--no-show-raw-insn", "--mattr=+all", *span, binary])
     lines = re.findall(r"^ *[0-9a-f]+:\s+(.+)$", text, re.MULTILINE)
     plain = [re.sub(r"\s*(//|<).*", "", line) for line in lines]
+    if "" in plain:
+        sys.exit(f"{objdump} does not know every instruction: name a later one with --objdump")
     return [line for line in plain if not re.match(r"(b|b\.\w+|bl|blr|br|ret|cbn?z|tbn?z)\s", line)]
 
 
