@@ -65,10 +65,9 @@ class KernelJobs:
         return CompiledVariant(variant, symbols, tuple(objects))
 
     def text(self, compiled: CompiledVariant) -> str:
-        """The LLVM text of a variant's own kernels."""
-        return "\n".join(
-            self._jobs[name].text() for name in self._own(compiled.variant, compiled.symbols)
-        )
+        """The LLVM text of a variant's own kernels, as one module."""
+        own = self._own(compiled.variant, compiled.symbols)
+        return print_module([self._jobs[name].function() for name in own], self.target.triple)
 
     def __enter__(self) -> KernelJobs:
         return self

@@ -43,11 +43,13 @@ class KernelJob:
         options = ",".join(sorted(self.features)), self.triple, self.cpu
         return ["kernel", *tools, self.symbol, *options, self.printed]
 
+    def function(self) -> str:
+        """LLVM text of the function, in a section of its own."""
+        return print_function(self.kernel, self.symbol, self.features, f".text.{self.symbol}")
+
     def text(self) -> str:
-        """A module of the function, in a section of its own."""
-        section = f".text.{self.symbol}"
-        function = print_function(self.kernel, self.symbol, self.features, section)
-        return print_module([function], self.triple)
+        """A module of the function."""
+        return print_module([self.function()], self.triple)
 
 
 @cache
