@@ -18,9 +18,9 @@ from ondevice.passes.plan_memory import slots
 from ondevice.quant.policy import plan
 from ondevice.recipe import Recipe
 
-# Not counted but allowed for: libraries, runner, header and manifest are 0.3 to 1 MB, a compiled
+# Not counted but allowed for: libraries, runner, header and manifest are 0.3 to 1.1 MB, a compiled
 # tokenizer is 40 to 90 bytes for each token of its vocabulary.
-CODE_BYTES = 1_000_000
+CODE_BYTES = 1_200_000
 TOKEN_BYTES = 90
 LAYERS = 3  # traced: the memory of a step is used again by every further layer
 
