@@ -26,15 +26,15 @@ MOST = 24
 def built_for(tmp_path_factory: pytest.TempPathFactory) -> BuildFor:
     """`built_for("android-arm64", "int4_g32")`: the bundle, all matrices in that scheme.
 
-    Caches are of float32 beside weights of f32, of int8 beside int8_g256, else of float16.
+    Caches are of float32 beside weights of f32, of float16 beside int4_g32_sym, else of int8.
     """
     known: dict[tuple[str, str], Path] = {}
 
     def once(target: str, scheme: str) -> Path:
         if (target, scheme) not in known:
             settings = [f"quant.default={scheme}", f"quant.embedding={scheme}"]
-            if scheme == "int8_g256":
-                settings.append("kv.dtype=int8")
+            if scheme == "int4_g32_sym":
+                settings.append("kv.dtype=f16")
             recipe = load_recipe("stories260k", target=target, settings=settings)
             out = tmp_path_factory.mktemp("bundles") / f"{target}.bundle"
             known[target, scheme] = build(recipe, out)
