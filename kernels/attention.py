@@ -284,9 +284,13 @@ def attend_span(
 
 
 @inline
-def follows(positions, sequence, s, before):
-    """Whether token s stands right behind token `before` in the same conversation"""
-    return positions[s] == positions[before] + 1 and sequence[s] == sequence[before]
+def distance(positions, sequence, start, number):
+    """1 where `number` tokens follow each other in one conversation, else 0"""
+    together = cast(i32, 1)
+    for s in range(start + 1, start + number):
+        if not (positions[s] == positions[s - 1] + 1 and sequence[s] == sequence[s - 1]):
+            together = cast(i32, 0)
+    return index(together)
 
 
 @kernel
@@ -327,11 +331,7 @@ def attention(
         head = part * heads
         start = tile * tokens
         number = min(tokens, S - start)
-        together = cast(i32, 1)
-        for i in range(1, number):
-            if not follows(positions, sequence, start + i, start + i - 1):
-                together = cast(i32, 0)
-        step = index(together)
+        step = distance(positions, sequence, start, number)
         length = number if step == 1 else 1
         for run in range(number if step == 0 else 1):
             base = start + run
