@@ -20,7 +20,7 @@ from ondevice.passes.context import Context
 from ondevice.passes.schedule import schedule
 from ondevice.recipe import load_recipe
 
-MOST_BYTES = 300_000
+MOST_BYTES = 400_000
 
 
 @pytest.fixture(scope="module")
