@@ -124,8 +124,8 @@ CONTESTANTS = [
         default=False,
     ),
     Contestant(
-        "ondevice-kv8", "ondevice", "ondevice-int4_g32-kv8", "",
-        ("quant.default=int4_g32", "kv.dtype=int8"), models=("1.1b",), tests=(DEEP,),
+        "ondevice-kv16", "ondevice", "ondevice-int4_g32-kv16", "",
+        ("quant.default=int4_g32", "kv.dtype=f16"), models=("1.1b",), tests=(DEEP,),
     ),
     Contestant("llama.cpp-q4_0", "llama_cpp", "llama.cpp-q4_0", "llama.cpp", ("q4_0",)),
     Contestant(
@@ -150,7 +150,7 @@ SHIPPED = Contestant(
     ("quant.default=int4_g32", f"prompt.system={json.dumps(SYSTEM)}"),
 )  # fmt: skip
 # Beside those chosen, what a perplexity is to be compared with.
-SCORED = ("ondevice-sym", "ondevice-kv8", "llama.cpp-f16")
+SCORED = ("ondevice-sym", "ondevice-kv16", "llama.cpp-f16")
 BUILT = ("ondevice", "llama_cpp")  # programs whose conversion of the largest takes under a minute
 
 MODELS = [

@@ -169,7 +169,7 @@ def test_gguf_holds_the_checkpoint(load: Any, tmp_path: Path) -> None:
 
 def speeds(model: str, test: str, **of: float) -> list[dict[str, Any]]:
     """A round's samples; names with _ in place of other signs."""
-    names = {"llama": "llama.cpp-q4_0", "ondevice_kv8": "ondevice-kv8"}
+    names = {"llama": "llama.cpp-q4_0", "ondevice_kv16": "ondevice-kv16"}
     return [
         {
             "round": 0,
@@ -225,14 +225,14 @@ def test_depth_and_disturbance_are_judged_by_what_is_kept(load: Any) -> None:
     load("peers.goals")
     deep = "decode 64 at depth 2048"
     samples = speeds("1.1b", "decode 128", ondevice=100, llama=50)
-    samples += speeds("1.1b", deep, ondevice=89, ondevice_kv8=95, llama=25)
+    samples += speeds("1.1b", deep, ondevice=89, ondevice_kv16=85, llama=25)
     samples += speeds("smollm2", "decode 128", ondevice=100, llama=50)
     samples += speeds("smollm2", "decode 128, busy core", ondevice=59, llama=10)
     found = verdicts(load, samples)
     depth = found["decode, 1.1b, at depth 2048"]
     assert depth.reached and depth.measured == "loses 11.0 %"
     assert depth.peer == "llama.cpp-q4_0 loses 50 %"
-    assert found["the same with int8 KV"].reached
+    assert found["its int8 KV against f16"].reached
     busy = found["decode, one core busy"]
     assert not busy.reached and busy.measured == "keeps 59 %"
     assert found["token gaps, one core busy"].measured == "3.00x the median"
