@@ -66,7 +66,7 @@ class LaunchRow:
     @property
     def integer(self) -> bool:
         """Whether its operations are on 8-bit integers."""
-        return self.kernel.startswith("matmul_int")
+        return self.kernel.startswith(("matmul_int", "matmul_plane"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_operations_are_two_for_each_weight_of_a_matrix_and_row(
     products = sum(n * k for n, k in matrices)  # the embedding's are those of the tied head
     decode = sum(row.operations for row in report.phases[1].rows)
     assert decode == 2 * products * 6
+
+
+@pytest.mark.parametrize(
+    ("kernel", "integer"),
+    [("matmul_int", True), ("matmul_plane", True), ("matmul_dequant", False), ("attention", False)],
+)
+def test_products_of_bytes_are_known(report: Report, kernel: str, integer: bool) -> None:
+    assert replace(report.phases[0].rows[0], kernel=kernel).integer is integer
 
 
 def test_keys_and_values_of_the_steps(stories: Path, report: Report) -> None:
