@@ -143,11 +143,9 @@ def attention(
     cache = PoolLayer(kv, layer)
     for s, position in enumerate(positions):
         cached = np.arange(position + 1)
-        blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
-        tokens = cached % KV_BLOCK_TOKENS
         for head in range(heads):
             g = head // (heads // kv_heads)
-            summed, _, total = cache.attend(q[s, head], g, blocks, tokens)
+            summed, _, total = cache.attend(q[s, head], g, block_table[sequence[s]], cached)
             out[s, head] = summed / total
     return out.reshape(len(q), heads * head_dim)
 
@@ -197,11 +195,9 @@ def attention_parts(
     for s, position in enumerate(positions):
         for span in range(position // KV_SPAN_TOKENS + 1):
             cached = np.arange(span * KV_SPAN_TOKENS, position + 1)[:KV_SPAN_TOKENS]
-            blocks = block_table[sequence[s], cached // KV_BLOCK_TOKENS]
-            tokens = cached % KV_BLOCK_TOKENS
             for head in range(heads):
                 g = head // (heads // kv_heads)
-                summed, peak, total = cache.attend(q[s, head], g, blocks, tokens)
+                summed, peak, total = cache.attend(q[s, head], g, block_table[sequence[s]], cached)
                 parts[s, span, head] = *summed, peak, total
     return parts.reshape(len(q), -1)
 

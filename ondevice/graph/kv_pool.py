@@ -114,12 +114,13 @@ class PoolLayer:
         if self.coded:
             self.key_scales, self.value_scales = _scales(kv, layer)
 
-    def attend(self, query: Array, g: int, blocks: Array, tokens: Array) -> tuple[Array, Any, Any]:
-        """Softmax of a query f32[D] over these tokens of these blocks, not divided yet.
+    def attend(self, query: Array, g: int, table: Array, cached: Array) -> tuple[Array, Any, Any]:
+        """Softmax of a query f32[D] over these positions of a row of the table, not divided yet.
 
         -> sum of weighted values f32[D], largest score, sum of the weights. Whatever meets int8
         becomes int8 too, under one scale: the query, and the weights times their values' scales.
         """
+        blocks, tokens = table[cached // KV_BLOCK_TOKENS], cached % KV_BLOCK_TOKENS
         keys, values = self.keys[blocks, g, :, tokens], self.values[blocks, g, tokens]
         if self.coded:
             codes, unit = encode_heads(query[None])
