@@ -1,4 +1,4 @@
-"""What holds something of the runtime until `close`, or until its `with` block is left."""
+"""What holds something until `close`, or until its `with` block is left."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ondevice.checkpoint.safetensors import (
@@ -17,6 +16,7 @@ from ondevice.checkpoint.safetensors import (
     open_sharded,
     parse_json,
 )
+from ondevice.closes import Closes
 from ondevice.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Closes):
     """An open checkpoint; tensors are read through descriptors that `close` closes."""
 
     path: Path
@@ -55,17 +55,6 @@ class Checkpoint:
 
     def close(self) -> None:
         close_files(self.tensors.values())
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

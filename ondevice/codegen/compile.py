@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 
 from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.program import Program
+from ondevice.closes import Closes
 from ondevice.codegen.descriptor import emit_descriptor
 from ondevice.codegen.emit import emit_object
 from ondevice.codegen.emitters import Emitters, KernelJob
@@ -31,7 +31,7 @@ class CompiledVariant:
     objects: tuple[bytes, ...]  # one for each kernel that is not another variant's
 
 
-class KernelJobs:
+class KernelJobs(Closes):
     """Kernels on their way to objects, in processes beside this one.
 
     A kernel comes as each CPU variant of the target computes it, in the target's order; one that a
@@ -69,15 +69,7 @@ class KernelJobs:
         own = self._own(compiled.variant, compiled.symbols)
         return print_module([self._jobs[name].function() for name in own], self.target.triple)
 
-    def __enter__(self) -> KernelJobs:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._emitters.close()
 
     def _owner(self, kernel: Sequence[Kernel], variant: CpuVariant) -> str:

@@ -17,8 +17,8 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
+from ondevice.closes import Closes
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.closes import Closes
 from ondevice.runtime.completion import (
     AssistantMessage,
     ChatCompletion,

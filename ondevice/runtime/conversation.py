@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.closes import Closes
 from ondevice.errors import RuntimeFailure
-from ondevice.runtime.closes import Closes
 from ondevice.runtime.generation import Generation
 from ondevice.runtime.header import Status
 from ondevice.runtime.native import ConversationStats, NativeConversation

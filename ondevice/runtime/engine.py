@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ondevice import debug
 from ondevice.bundle.descriptor import model_symbol
 from ondevice.bundle.read import Bundle, open_bundle
+from ondevice.closes import Closes
 from ondevice.errors import RuntimeFailure
 from ondevice.runtime.chat import Chat
-from ondevice.runtime.closes import Closes
 from ondevice.runtime.conversation import Conversation, Prompt
 from ondevice.runtime.header import Status
 from ondevice.runtime.native import EngineInfo, Library, NativeEngine, model_descriptor

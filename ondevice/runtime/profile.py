@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.runtime.closes import Closes
+from ondevice.closes import Closes
 from ondevice.runtime.header import Status
 from ondevice.runtime.native import NativeEngine
 
